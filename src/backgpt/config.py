@@ -1,0 +1,221 @@
+"""Frozen, strict settings: the model's shape, a training run, presets, TOML and overrides.
+
+Takes dictionaries, TOML files and `key=value` texts; gives validated, immutable objects.
+An unknown key is an error that names the closest known one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from backgpt.errors import ConfigError
+
+Direction = Literal["backward", "forward"]
+Unit = Literal["token", "word"]
+
+MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys, no conversions that lose information."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Settings):
+    """The shape of a transformer in the Qwen3 family.
+
+    Names are this project's; `checkpoint` holds the one table to Hugging Face's names.
+    """
+
+    n_layer: int = Field(ge=1)
+    n_head: int = Field(ge=1)
+    n_kv_head: int = Field(ge=1)
+    n_embd: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
+    block_size: int = Field(ge=2)
+    intermediate_size: int = Field(ge=1)
+    head_dim: int = Field(default=64, ge=2)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} is odd; rotary needs pairs")
+        return self
+
+
+_SHAPES: dict[str, dict[str, int]] = {
+    "nano": dict(n_layer=4, n_head=4, n_embd=256, block_size=256, intermediate_size=704),
+    "seed": dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, intermediate_size=1408),
+    "small": dict(n_layer=10, n_head=10, n_embd=640, block_size=1024, intermediate_size=1728),
+    "base": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, intermediate_size=2048),
+}
+PRESETS: dict[str, int] = {"nano": 2048, "seed": 4096, "small": 8192, "base": 16384}
+"""Preset name -> the vocabulary size it is meant for (about 4M, 27M, 55M and 97M parameters)."""
+
+
+def preset(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+    """Return the shape called `name`, with `vocab_size` and any field replaced.
+
+    Raises ConfigError for an unknown preset or a field outside its range.
+    """
+    if name not in _SHAPES:
+        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(_SHAPES)}")
+    fields: dict[str, Any] = {**_SHAPES[name], "vocab_size": vocab_size or PRESETS[name]}
+    fields["n_kv_head"] = overrides.get("n_kv_head", overrides.get("n_head", fields["n_head"]))
+    return build(ModelConfig, {**fields, **overrides}, origin=f"preset {name!r}")
+
+
+class TrainConfig(Settings):
+    """Everything a training run depends on; `config.toml` in the run folder is this, resolved.
+
+    `max_steps` or `epochs` says how long; one micro-batch holds at most
+    `batch_size * block_size` ids, one optimizer step `grad_accum_steps` micro-batches.
+    """
+
+    data: Path
+    out: Path = Path("runs/story")
+    preset: str = "nano"
+    direction: Direction = "backward"
+    unit: Unit = "token"
+    init: Path | None = None
+
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_kv_head: int | None = None
+    n_embd: int | None = None
+    block_size: int | None = None
+    intermediate_size: int | None = None
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    max_steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    grad_accum_steps: int = Field(default=1, ge=1)
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = Field(default=3e-3, gt=0)
+    muon_lr: float = Field(default=2e-2, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    decay_fraction: float = Field(default=0.5, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    grad_clip: float = Field(default=1.0, ge=0)
+
+    seed: int = Field(default=1, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=200, ge=1)
+    save_every: int = Field(default=200, ge=1)
+    keep_last: int = Field(default=3, ge=1)
+    sample_endings: tuple[str, ...] = ("The end.", "and they lived happily ever after.")
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give either max_steps or epochs, and not both")
+        return self
+
+    def shape(self, vocab_size: int) -> ModelConfig:
+        """Return the model's shape: the preset with this run's own dimensions put in."""
+        names = ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "intermediate_size")
+        given = {name: getattr(self, name) for name in names}
+        own = {name: value for name, value in given.items() if value is not None}
+        return preset(self.preset, vocab_size, **own)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def build(kind: type[AnySettings], values: Mapping[str, Any], *, origin: str) -> AnySettings:
+    """Validate `values` as settings of `kind`; `origin` says where they came from.
+
+    Raises ConfigError with one line that names the key, the value and what is allowed.
+    """
+    for key in values:
+        if key not in kind.model_fields:
+            raise ConfigError(f"{origin}: unknown key {key!r}{_did_you_mean(key, kind)}")
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        where = f"{key} = {first['input']!r}: " if key else ""
+        raise ConfigError(f"{origin}: {where}{reason[:1].lower()}{reason[1:]}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the top-level table of the TOML file at `path`.
+
+    Raises ConfigError if it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Turn `["lr=1e-3", "preset=seed"]` into a dictionary; values are TOML, or plain text.
+
+    Raises ConfigError for a text without `=`.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"cannot read override {text!r}: write it as key=value")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = value.strip()
+    return values
+
+
+def to_toml(settings: Settings) -> str:
+    """Write settings as TOML that `read_toml` and `build` turn back into an equal object."""
+    lines = [
+        f"{key} = {_toml_value(value)}"
+        for key, value in settings.model_dump(mode="json").items()
+        if value is not None
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def _toml_string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+
+
+def _did_you_mean(key: str, kind: type[Settings]) -> str:
+    close = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

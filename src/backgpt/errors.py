@@ -1,0 +1,45 @@
+"""What can go wrong, as exceptions a caller can catch.
+
+Every error that a user can cause derives from `BackgptError`, carries one line that says what
+happened, the value and what to do, and knows the exit code that the command line ends with.
+"""
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class BackgptError(Exception):
+    """A failure with a one-line reason: a damaged file, a full disk, a run that diverged."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(BackgptError):
+    """The caller asked for something that cannot be: a bad setting, a missing or unfit file."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, of the wrong type, or outside its range."""
+
+
+class DataError(UsageError):
+    """A source of text cannot be read as what it was said to be."""
+
+
+class MissingExtraError(UsageError):
+    """A feature needs an optional dependency that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra '{extra}': pip install 'backgpt[{extra}]'")
+
+
+class CorruptFileError(BackgptError):
+    """A file that this project wrote is truncated, altered, or of an unknown version."""
+
+
+class TrainingError(BackgptError):
+    """A training run cannot go on, for instance because the loss is not a number."""
