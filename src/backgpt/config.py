@@ -13,9 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from backgpt.errors import ConfigError
-
-Direction = Literal["backward", "forward"]
-Unit = Literal["token", "word"]
+from backgpt.order import Direction, Unit
 
 MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
 

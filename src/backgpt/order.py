@@ -1,0 +1,137 @@
+"""The one place that reverses: reading order <-> model order, and text that grows at an edge.
+
+A model reads ids left to right and does not know which way the text runs. Ids are put into model
+order once on the way in and back into reading order once on the way out; both are permutations
+of ids, so nothing can be lost. The text decoders turn the bytes of ids, as they are generated,
+into pieces of text whose join is always the decoded text.
+
+    reading order            <|start|>  The   cat   sat   .   <|end|>
+    model order, backward    <|end|>    .     sat   cat   The  <|start|>
+"""
+
+import codecs
+from dataclasses import dataclass
+from typing import Any, Literal, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+Direction = Literal["backward", "forward"]
+Unit = Literal["token", "word"]
+
+IdArray = npt.NDArray[np.integer[Any]]
+ReadingIds = NewType("ReadingIds", IdArray)
+"""Ids as a reader meets them, 1-D."""
+ModelIds = NewType("ModelIds", IdArray)
+"""Ids as the model meets them, 1-D. A different type, so that mypy refuses to reverse twice."""
+
+CONTINUATION_BYTES = range(0x80, 0xC0)  # UTF-8: not the first byte of a character
+
+
+@dataclass(frozen=True)
+class Order:
+    """How one model's ids run.
+
+    `starts_group` is a (V,) bool array: whether an id begins a word (its bytes begin with white
+    space, or it is a control id). It is needed for the word unit only.
+    """
+
+    direction: Direction
+    unit: Unit
+    starts_group: npt.NDArray[np.bool_]
+
+    def to_model(self, ids: ReadingIds) -> ModelIds:
+        """Return reading-order `ids`, (T,), in model order, (T,).
+
+        In the word unit this is its own inverse when `ids` begins with an id that starts a group,
+        as every encoded text and every document with its markers does.
+        """
+        return ModelIds(self._permute(ids))
+
+    def to_reading(self, ids: ModelIds) -> ReadingIds:
+        """Return model-order `ids`, (T,), in reading order, (T,): the inverse of `to_model`."""
+        return ReadingIds(self._permute(ids))
+
+    def group_starts(self, ids: IdArray) -> npt.NDArray[np.bool_]:
+        """Return a (T,) bool array: where a unit that must stay together begins.
+
+        Every id is a unit of its own, except backward in words.
+        """
+        if self.direction == "forward" or self.unit == "token":
+            return np.ones(len(ids), dtype=np.bool_)
+        starts = self.starts_group[ids]
+        starts[:1] = True
+        return starts
+
+    def _permute(self, ids: IdArray) -> IdArray:
+        if self.direction == "forward":
+            return ids
+        if self.unit == "token":
+            return ids[::-1]
+        group = np.cumsum(self.group_starts(ids), dtype=np.int64)
+        return ids[np.argsort(group[-1:] - group, kind="stable")]
+
+
+class LeftwardDecoder:
+    """Turns the bytes of units that arrive last one first into text to put in front.
+
+    The tokenizer begins every line with a space that is not in the text. So a leftmost space is
+    undecided until more is known: a line break or the start of the text swallows it, anything
+    else makes it real. It is held back until then, as are the trailing bytes of a character whose
+    first byte is still to come. The pieces, each put in front of the ones before, then `flush`,
+    always join to the decoded text.
+    """
+
+    def __init__(self, *, before_line: bool = False) -> None:
+        """Start at the end of a text, or, with `before_line`, in front of an encoded line."""
+        self._held = " " if before_line else ""
+        self._pending = b""
+
+    def push(self, unit: bytes) -> str:
+        """Take the bytes of the next unit to the left; return the text that is now certain."""
+        data = unit + self._pending
+        split = 0
+        while split < len(data) and data[split] in CONTINUATION_BYTES:
+            split += 1
+        self._pending = data[:split]
+        return self._release(data[split:])
+
+    def flush(self) -> str:
+        """End at the left edge: return what is left, broken characters as U+FFFD."""
+        text = self._release(self._pending)
+        self._pending = b""
+        self._held = ""
+        return text
+
+    def _release(self, data: bytes) -> str:
+        if not data:
+            return ""
+        text = (data.decode("utf-8", errors="replace") + self._held).replace("\n ", "\n")
+        self._held = " " if text.startswith(" ") else ""
+        return text.removeprefix(" ")
+
+
+class RightwardDecoder:
+    """The same for a forward model: bytes arrive first one first, pieces go behind."""
+
+    def __init__(self, *, after: str = "") -> None:
+        """Start behind the text `after`, or at the start of a text."""
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._swallow_space = not after or after.endswith("\n")
+
+    def push(self, unit: bytes) -> str:
+        """Take the bytes of the next unit to the right; return the text that is now certain."""
+        return self._release(self._utf8.decode(unit))
+
+    def flush(self) -> str:
+        """End at the right edge: return what is left, broken characters as U+FFFD."""
+        return self._release(self._utf8.decode(b"", final=True))
+
+    def _release(self, text: str) -> str:
+        if not text:
+            return ""
+        line_break_follows = text.endswith("\n")
+        if self._swallow_space:
+            text = text.removeprefix(" ")
+        self._swallow_space = line_break_follows
+        return text.replace("\n ", "\n")

@@ -1,0 +1,204 @@
+"""Text <-> ids: a byte-level BPE that loses nothing, with control ids that text cannot reach.
+
+One tokenizer serves both directions. Every line begins with a space inside the tokenizer and no
+line does outside it, so `The end.` has the same ids alone, after a line break and after a
+sentence: a given ending is met as in training. Control ids are placed by code between encoded
+pieces, never by encoding a text that contains their names.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
+
+from backgpt.config import MAX_VOCAB_SIZE
+from backgpt.errors import ConfigError, CorruptFileError, DataError
+from backgpt.order import Order, ReadingIds
+
+PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
+SPECIAL_TOKENS = (
+    *(PAD, START, END, "<|hint|>", "<|user|>", "<|assistant|>", "<|system|>"),
+    *("<|forward|>", "<|backward|>"),
+    *("<|opening|>", "<|words|>", "<|title|>", "<|length|>", "<|question|>", "<|context|>"),
+    "<|spare|>",
+)
+"""Ids 0 to 15, reserved from the first day. The third row names the kinds of hint."""
+
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+WHITE_SPACE = b" \t\n\r\v\f"
+
+
+class Tokenizer:
+    """A trained tokenizer; immutable. Make one with `train`, `load` or `from_json`."""
+
+    def __init__(self, json_text: str) -> None:
+        """Read the contents of a `tokenizer.json`. Raises CorruptFileError if they are not one."""
+        self._json = json_text
+        try:
+            self._hf = HFTokenizer.from_str(json_text)
+        except Exception as error:  # tokenizers raises a bare Exception
+            raise CorruptFileError(f"not a tokenizer.json: {error}") from None
+        self._hf.encode_special_tokens = True  # not kept in the file: typed markers stay text
+        self.vocab_size: int = self._hf.get_vocab_size()
+        self.pad_id, self.start_id, self.end_id = map(self.control_id, (PAD, START, END))
+        self.sha256: str = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn byte pairs from `texts` until there are `vocab_size` ids, or no pair repeats.
+
+        Raises ConfigError if `vocab_size` has no room for the bytes or does not fit uint16.
+        """
+        if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+            raise ConfigError(
+                f"vocab_size = {vocab_size}: choose from {MIN_VOCAB_SIZE} (bytes and control ids) "
+                f"to {MAX_VOCAB_SIZE} (ids are stored in 16 bits)"
+            )
+        hf = _untrained()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        hf.train_from_iterator(texts, trainer)
+        return cls(hf.to_str(pretty=True))
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read `tokenizer.json`. Raises DataError or CorruptFileError, naming the file."""
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from None
+        except (UnicodeDecodeError, CorruptFileError) as error:
+            raise CorruptFileError(f"{path}: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`, complete or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(self._json)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def encode(self, text: str) -> ReadingIds:
+        """Return the ids of a whole document, (T,) uint16, without markers.
+
+        Raises DataError for lone surrogates, which are not text.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[ReadingIds]:
+        """Return the ids of whole documents, each (T,) uint16, without markers."""
+        if not any(text.startswith("\n") for text in texts):
+            return self._encode(self._hf, texts)
+        # A document that begins with a line break has no first line to put a space in front of.
+        return [self._encode(self._tokenizer_for(text, "\n"), [text])[0] for text in texts]
+
+    def encode_fragment(self, text: str) -> ReadingIds:
+        """Return the ids, (T,) uint16, of a text that others may stand in front of.
+
+        A fragment that begins with a space or a line break joins on with just that.
+        """
+        return self._encode(self._tokenizer_for(text, " \n"), [text])[0]
+
+    def decode(self, ids: ReadingIds) -> str:
+        """Return the text of `ids`, (T,): the inverse of `encode`; control ids have none."""
+        text: str = self._hf.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
+    def order(self, direction: Any, unit: Any) -> Order:
+        """Return the order in which a model of `direction` and `unit` meets these ids."""
+        return Order(direction, unit, self.starts_group)
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes each id stands for; a control id stands for none."""
+        byte_of = _byte_of_character()
+        special = set(self._hf.get_added_tokens_decoder())
+        names = [self._hf.id_to_token(i) or "" for i in range(self.vocab_size)]
+        return tuple(
+            b"" if i in special else bytes(byte_of[character] for character in name)
+            for i, name in enumerate(names)
+        )
+
+    @cached_property
+    def starts_group(self) -> npt.NDArray[np.bool_]:
+        """(V,) bool: whether an id begins a word group: white space first, or a control id."""
+        return np.array([not b or b[0] in WHITE_SPACE for b in self.token_bytes], dtype=np.bool_)
+
+    def control_id(self, token: str) -> int:
+        """Return the id of a control token such as `<|user|>`.
+
+        Raises CorruptFileError if the tokenizer was trained without it.
+        """
+        found = self._hf.token_to_id(token)
+        if found is None:
+            raise CorruptFileError(f"the tokenizer has no control id {token}: train it anew")
+        return found
+
+    @cached_property
+    def _without_prepend(self) -> HFTokenizer:
+        hf = HFTokenizer.from_str(self._json)
+        hf.encode_special_tokens = True
+        hf.normalizer = _line_space()
+        return hf
+
+    def _tokenizer_for(self, text: str, own_space: str) -> HFTokenizer:
+        return self._without_prepend if text[:1] and text[0] in own_space else self._hf
+
+    @staticmethod
+    def _encode(hf: HFTokenizer, texts: Sequence[str]) -> list[ReadingIds]:
+        try:
+            encodings = hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                _refuse_surrogates(text)
+            raise
+        return [ReadingIds(np.array(e.ids, dtype=np.uint16)) for e in encodings]
+
+
+def _untrained() -> HFTokenizer:
+    hf = HFTokenizer(models.BPE())
+    hf.normalizer = normalizers.Sequence([_line_space(), normalizers.Prepend(" ")])
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    hf.decoder = decoders.Sequence(
+        [
+            decoders.ByteLevel(),
+            decoders.Replace("\n ", "\n"),
+            decoders.Strip(" ", left=1, right=0),
+        ]
+    )
+    return hf
+
+
+def _line_space() -> Any:
+    return normalizers.Replace(Regex("\n(?=[^\n])"), "\n ")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's table: the printable stand-in that byte-level BPE writes for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} is the lone surrogate {text[error.start]!r}, "
+            "which is not text: remove it"
+        ) from None
