@@ -7,7 +7,6 @@ pieces, never by encoding a text that contains their names.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from backgpt.config import MAX_VOCAB_SIZE
 from backgpt.errors import ConfigError, CorruptFileError, DataError
+from backgpt.files import write_whole
 from backgpt.order import Order, ReadingIds
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
@@ -84,12 +84,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, complete or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(self._json)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, self._json.encode("utf-8"))
 
     def encode(self, text: str) -> ReadingIds:
         """Return the ids of a whole document, (T,) uint16, without markers.

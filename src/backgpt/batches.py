@@ -1,0 +1,208 @@
+"""Shards -> (inputs, targets) in model order, at an exact position, for any number of ranks.
+
+A row is one window of one document, its markers included, so nothing is read across documents and
+attention needs no mask: rows of nearly equal length share a micro-batch, padding stands at the
+right end, is never attended to and never scored. Every id of every document is a target exactly
+once an epoch, for both twins (the marker a model begins with excepted).
+
+    reading window        <|start|>  The   cat   sat   .   <|end|>
+    inputs,  backward     <|end|>    .     sat   cat   The
+    targets, backward     .          sat   cat   The   <|start|>
+
+Micro-batches of an epoch follow from (seed, epoch) alone; an optimizer step is the next
+`grad_accum_steps` of them, dealt to the ranks in turn.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.errors import DataError
+from backgpt.order import ModelIds, Order, ReadingIds
+from backgpt.shards import Shard
+from backgpt.tokenizer import Tokenizer
+
+IGNORE = -100  # a target that is not scored: torch's own default
+POOL = 64  # micro-batches' worth of windows that are sorted by length together
+LENGTH_MULTIPLE = 8  # rows are padded to a multiple of this, which matrix units like
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `inputs` and `targets` are (B, T) int64; ignored targets are -100."""
+
+    inputs: Int64s
+    targets: Int64s
+
+
+class Windows:
+    """All documents of some shards, with their markers, cut into windows that fit the context.
+
+    A document longer than the context is cut at the same reading positions for both twins, into
+    pieces of about equal length; neighbors share one id, which is context in one and target in
+    the other. In the word unit cuts fall between words.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], tokenizer: Tokenizer, order: Order, *, block_size: int
+    ) -> None:
+        """Index the windows of `shards`; a window has at most `block_size + 1` ids.
+
+        Raises DataError if there is no document in them.
+        """
+        self._shards = tuple(shards)
+        self._order = order
+        self._block_size = block_size
+        self._start, self._end = tokenizer.start_id, tokenizer.end_id
+        self._pad = tokenizer.pad_id
+        parts = [self._index(number, shard) for number, shard in enumerate(self._shards)]
+        if not sum(map(len, parts)):
+            raise DataError("there is no document to read: prepare more text")
+        # Columns: shard, document, first and last reading position in the document with markers.
+        self._table = np.concatenate(parts)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def n_targets(self) -> int:
+        """Targets in all windows: ids of all documents, and one marker each."""
+        return int(self.lengths.sum())
+
+    @property
+    def lengths(self) -> Int64s:
+        """(W,) int64: targets of each window."""
+        return self._table[:, 3] - self._table[:, 2]
+
+    def sequence(self, index: int) -> ModelIds:
+        """Return window `index` in model order, (length + 1,), its context id first."""
+        shard, document, first, last = self._table[index]
+        marked = self._marked(self._shards[shard].document(int(document)))
+        return self._order.to_model(ReadingIds(marked[first : last + 1]))
+
+    def batch(self, indices: Int64s) -> Batch:
+        """Return the windows `indices`, one a row, padded on the right.
+
+        No indices give one row of padding, so that a rank without work can take part in a step.
+        """
+        sequences = [self.sequence(int(index)) for index in indices]
+        longest = max((len(ids) - 1 for ids in sequences), default=1)
+        width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        inputs = np.full((max(len(sequences), 1), width), self._pad, dtype=np.int64)
+        targets = np.full_like(inputs, IGNORE)
+        for row, ids in enumerate(sequences):
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = ids[1:]
+        return Batch(inputs, targets)
+
+    def _marked(self, ids: ReadingIds) -> ReadingIds:
+        return ReadingIds(np.concatenate(([self._start], ids, [self._end])).astype(np.int64))
+
+    def _index(self, number: int, shard: Shard) -> Int64s:
+        """Return the (W, 4) table of one shard."""
+        last = np.diff(shard.offsets).astype(np.int64) + 1
+        document = np.arange(len(last), dtype=np.int64)
+        whole = np.stack([np.full_like(last, number), document, np.zeros_like(last), last], axis=1)
+        long = np.flatnonzero(last > self._block_size)
+        if not len(long):
+            return whole
+        pieces = [
+            (number, index, first, stop)
+            for index in long
+            for first, stop in self._cuts(self._marked(shard.document(int(index))))
+        ]
+        table = np.concatenate([np.delete(whole, long, axis=0), np.array(pieces, dtype=np.int64)])
+        return table[np.lexsort((table[:, 2], table[:, 1]))]
+
+    def _cuts(self, marked: ReadingIds) -> Iterator[tuple[int, int]]:
+        last = len(marked) - 1
+        pieces = -(-last // self._block_size)
+        starts = np.flatnonzero(self._order.group_starts(marked))
+        first = 0
+        while first < last:
+            aim = min(first + -(-last // pieces), last)
+            before = int(starts[np.searchsorted(starts, aim, side="right") - 1])
+            stop = before if before > first else aim  # a word longer than the context is cut
+            yield first, stop
+            first = stop
+
+
+class TrainingBatches:
+    """The endless, exactly repeatable sequence of optimizer steps over some windows."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        *,
+        batch_size: int,
+        block_size: int,
+        grad_accum_steps: int,
+        seed: int,
+    ) -> None:
+        """Plan micro-batches of at most `batch_size * block_size` ids, padding included."""
+        self._windows = windows
+        self._budget = batch_size * block_size
+        self._accumulate = grad_accum_steps
+        self._seed = seed
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._steps_in_epoch = lru_cache(maxsize=None)(self._count_steps)
+
+    def steps_in(self, epochs: float) -> int:
+        """Return the number of steps in the first `epochs` epochs, at least one."""
+        whole = int(epochs)
+        steps = sum(self._steps_in_epoch(epoch) for epoch in range(whole))
+        if epochs > whole:
+            steps += round((epochs - whole) * self._steps_in_epoch(whole))
+        return max(steps, 1)
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return (epoch, step within it) of the step number `step`, both from 0."""
+        epoch = 0
+        while step >= (steps := self._steps_in_epoch(epoch)):
+            step -= steps
+            epoch += 1
+        return epoch, step
+
+    def step(self, step: int) -> list[Int64s]:
+        """Return the window indices of each micro-batch of step number `step`, for all ranks."""
+        epoch, within = self.position(step)
+        return self._plan(epoch)[within * self._accumulate : (within + 1) * self._accumulate]
+
+    def _count_steps(self, epoch: int) -> int:
+        return -(-len(self._plan(epoch)) // self._accumulate)
+
+    def _make_plan(self, epoch: int) -> list[Int64s]:
+        random = np.random.default_rng([self._seed, epoch])
+        windows = random.permutation(len(self._windows))
+        lengths = self._windows.lengths[windows]
+        pool_of = np.cumsum(lengths) // (POOL * self._budget)
+        pools = np.split(windows, np.flatnonzero(np.diff(pool_of)) + 1)
+        plan: list[Int64s] = []
+        for pool in pools:
+            batches = cut_by_length(pool, self._windows.lengths[pool], budget=self._budget)
+            plan += [batches[i] for i in random.permutation(len(batches))]
+        return plan
+
+
+def cut_by_length(windows: Int64s, lengths: Int64s, *, budget: int) -> list[Int64s]:
+    """Group windows of similar length into batches of at most `budget` ids, padding included.
+
+    A window longer than the budget stands alone. Ties keep the order given.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    windows = windows[by_length]
+    padded = -(-lengths[by_length] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    batches = []
+    first = 0
+    while first < len(windows):
+        most = max(budget // int(padded[first]), 1)
+        ids = padded[first : first + most] * np.arange(1, len(padded[first : first + most]) + 1)
+        count = max(int(np.searchsorted(ids, budget, side="right")), 1)
+        batches.append(windows[first : first + count])
+        first += count
+    return batches
