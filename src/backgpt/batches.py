@@ -58,8 +58,7 @@ class Windows:
         self._shards = tuple(shards)
         self._order = order
         self._block_size = block_size
-        self._start, self._end = tokenizer.start_id, tokenizer.end_id
-        self._pad = tokenizer.pad_id
+        self._tokenizer = tokenizer
         parts = [self._index(number, shard) for number, shard in enumerate(self._shards)]
         if not sum(map(len, parts)):
             raise DataError("there is no document to read: prepare more text")
@@ -82,7 +81,7 @@ class Windows:
     def sequence(self, index: int) -> ModelIds:
         """Return window `index` in model order, (length + 1,), its context id first."""
         shard, document, first, last = self._table[index]
-        marked = self._marked(self._shards[shard].document(int(document)))
+        marked = self._tokenizer.mark(self._shards[shard].document(int(document)))
         return self._order.to_model(ReadingIds(marked[first : last + 1]))
 
     def batch(self, indices: Int64s) -> Batch:
@@ -93,15 +92,12 @@ class Windows:
         sequences = [self.sequence(int(index)) for index in indices]
         longest = max((len(ids) - 1 for ids in sequences), default=1)
         width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        inputs = np.full((max(len(sequences), 1), width), self._pad, dtype=np.int64)
+        inputs = np.full((max(len(sequences), 1), width), self._tokenizer.pad_id, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
         for row, ids in enumerate(sequences):
             inputs[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = ids[1:]
         return Batch(inputs, targets)
-
-    def _marked(self, ids: ReadingIds) -> ReadingIds:
-        return ReadingIds(np.concatenate(([self._start], ids, [self._end])).astype(np.int64))
 
     def _index(self, number: int, shard: Shard) -> Int64s:
         """Return the (W, 4) table of one shard."""
@@ -111,25 +107,13 @@ class Windows:
         long = np.flatnonzero(last > self._block_size)
         if not len(long):
             return whole
-        pieces = [
-            (number, index, first, stop)
-            for index in long
-            for first, stop in self._cuts(self._marked(shard.document(int(index))))
-        ]
+        pieces: list[tuple[int, int, int, int]] = []
+        for index in map(int, long):
+            marked = self._tokenizer.mark(shard.document(index))
+            cuts = cut_document(marked, self._order, block_size=self._block_size)
+            pieces += [(number, index, first, stop) for first, stop in cuts]
         table = np.concatenate([np.delete(whole, long, axis=0), np.array(pieces, dtype=np.int64)])
         return table[np.lexsort((table[:, 2], table[:, 1]))]
-
-    def _cuts(self, marked: ReadingIds) -> Iterator[tuple[int, int]]:
-        last = len(marked) - 1
-        pieces = -(-last // self._block_size)
-        starts = np.flatnonzero(self._order.group_starts(marked))
-        first = 0
-        while first < last:
-            aim = min(first + -(-last // pieces), last)
-            before = int(starts[np.searchsorted(starts, aim, side="right") - 1])
-            stop = before if before > first else aim  # a word longer than the context is cut
-            yield first, stop
-            first = stop
 
 
 class TrainingBatches:
@@ -187,6 +171,24 @@ class TrainingBatches:
             batches = cut_by_length(pool, self._windows.lengths[pool], budget=self._budget)
             plan += [batches[i] for i in random.permutation(len(batches))]
         return plan
+
+
+def cut_document(marked: ReadingIds, order: Order, *, block_size: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and last position of each window of a document with its markers, (T,).
+
+    Windows have at most `block_size + 1` ids and about equal lengths; each begins with the id
+    that the one before ended with. In the word unit cuts fall between words.
+    """
+    last = len(marked) - 1
+    pieces = -(-last // block_size)
+    starts = np.flatnonzero(order.group_starts(marked))
+    first = 0
+    while first < last:
+        aim = min(first + -(-last // pieces), last)
+        before = int(starts[np.searchsorted(starts, aim, side="right") - 1])
+        stop = before if before > first else aim  # a word longer than the context is cut
+        yield first, stop
+        first = stop
 
 
 def cut_by_length(windows: Int64s, lengths: Int64s, *, budget: int) -> list[Int64s]:

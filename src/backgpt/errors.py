@@ -43,3 +43,11 @@ class CorruptFileError(BackgptError):
 
 class TrainingError(BackgptError):
     """A training run cannot go on, for instance because the loss is not a number."""
+
+
+class StoppedError(BackgptError):
+    """A run was asked to stop, and saved first; the exit code says by which signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

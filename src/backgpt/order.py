@@ -46,11 +46,21 @@ class Order:
         In the word unit this is its own inverse when `ids` begins with an id that starts a group,
         as every encoded text and every document with its markers does.
         """
-        return ModelIds(self._permute(ids))
+        return ModelIds(ids[self.permutation(ids)])
 
     def to_reading(self, ids: ModelIds) -> ReadingIds:
         """Return model-order `ids`, (T,), in reading order, (T,): the inverse of `to_model`."""
-        return ReadingIds(self._permute(ids))
+        return ReadingIds(ids[self.permutation(ids)])
+
+    def permutation(self, ids: IdArray) -> npt.NDArray[np.intp]:
+        """Return (T,) positions such that `ids[positions]` is in the other order."""
+        positions = np.arange(len(ids))
+        if self.direction == "forward":
+            return positions
+        if self.unit == "token":
+            return positions[::-1]
+        group = np.cumsum(self.group_starts(ids), dtype=np.int64)
+        return np.argsort(group[-1:] - group, kind="stable")
 
     def group_starts(self, ids: IdArray) -> npt.NDArray[np.bool_]:
         """Return a (T,) bool array: where a unit that must stay together begins.
@@ -62,14 +72,6 @@ class Order:
         starts = self.starts_group[ids]
         starts[:1] = True
         return starts
-
-    def _permute(self, ids: IdArray) -> IdArray:
-        if self.direction == "forward":
-            return ids
-        if self.unit == "token":
-            return ids[::-1]
-        group = np.cumsum(self.group_starts(ids), dtype=np.int64)
-        return ids[np.argsort(group[-1:] - group, kind="stable")]
 
 
 class LeftwardDecoder:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from backgpt.config import MAX_VOCAB_SIZE
 from backgpt.errors import ConfigError, CorruptFileError, DataError
 from backgpt.files import write_whole
-from backgpt.order import Order, ReadingIds
+from backgpt.order import Direction, Order, ReadingIds, Unit
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 SPECIAL_TOKENS = (
@@ -112,7 +112,12 @@ class Tokenizer:
         text: str = self._hf.decode(ids.tolist(), skip_special_tokens=True)
         return text
 
-    def order(self, direction: Any, unit: Any) -> Order:
+    def mark(self, ids: ReadingIds) -> ReadingIds:
+        """Return the ids of a document, (T,), between its markers: (T + 2,) int64."""
+        marked = np.concatenate(([self.start_id], ids, [self.end_id]))
+        return ReadingIds(marked.astype(np.int64))
+
+    def order(self, direction: Direction, unit: Unit) -> Order:
         """Return the order in which a model of `direction` and `unit` meets these ids."""
         return Order(direction, unit, self.starts_group)
 

@@ -1,0 +1,83 @@
+"""The command line: parse, call one function, print.
+
+Standard output is the product, standard error everything else. A failure is one line there and an
+exit code: 2 for a request that cannot be, 1 for one that failed, 130 and 143 for signals.
+"""
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from backgpt import __version__
+from backgpt.cli.prepare import prepare
+from backgpt.cli.sample import sample
+from backgpt.cli.train import train
+from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
+
+app = typer.Typer(
+    name="backgpt",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(prepare)
+app.command()(train)
+app.command()(sample)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def backgpt(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Language models that predict the previous token.
+
+    You give the ending, it finds the beginning.
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except BackgptError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
+        sys.exit(EXIT_FAILURE)
+    except Exception as error:
+        usage = _parser_error(error)
+        if usage is None:
+            raise
+        _fail(*usage)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _parser_error(error: Any) -> tuple[str, int] | None:
+    """Return message and exit code of an error that the option parser raised, or None."""
+    if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "backgpt"
+    message = " ".join(error.format_message().split())
+    return f"{message} (see '{command} --help')", int(error.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"backgpt: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,89 @@
+"""`backgpt prepare`: sources of text to a tokenizer and shards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from backgpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from backgpt.prepare import PrepareReport
+
+
+def prepare(
+    sources: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="SOURCE...",
+            help="builtin, tinystories, dolly, or files, folders and globs: "
+            ".txt, .jsonl (also .xz, .gz), .parquet.",
+        ),
+    ] = None,
+    out: Annotated[Path, Option(help="The dataset folder to make, or to finish.")] = Path("data"),
+    vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 4096,
+    tokenizer: Annotated[
+        Path | None, Option(help="A tokenizer.json to use instead of training one.")
+    ] = None,
+    valid: Annotated[
+        list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
+    ] = None,
+    valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
+    field: Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")] = "text",
+    separator: Annotated[
+        str | None, Option(help="Splits a .txt file into documents, besides <|endoftext|>.")
+    ] = None,
+    workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
+    cache: Annotated[Path | None, Option(help="Where downloads are kept.")] = None,
+    peek: Annotated[
+        int,
+        Option(metavar="N", help="Print N documents as they lie there and as a model sees them."),
+    ] = 0,
+) -> None:
+    """Turn text into a dataset folder: a tokenizer and shards. Continues where it was stopped."""
+    if not sources and not peek:
+        raise UsageError("no source was given: try 'backgpt prepare builtin --out data/builtin'")
+    from backgpt import prepare as job
+    from backgpt.cli.progress import ByteProgress
+
+    if sources:
+        with ByteProgress() as progress:
+            report = job.prepare(
+                sources,
+                out,
+                vocab_size=vocab_size,
+                tokenizer=tokenizer,
+                valid=valid,
+                valid_fraction=valid_fraction,
+                field=field,
+                separator=separator,
+                workers=workers,
+                cache=cache,
+                progress=progress.update,
+            )
+        for line in _summary(report):
+            print(line)
+    for document in job.peek(out, peek) if peek else []:
+        print("\nreading order: " + " ".join(map(repr, document.reading)))
+        print("model order:   " + " ".join(map(repr, document.model)))
+        print(document.text)
+
+
+def _summary(report: "PrepareReport") -> list[str]:
+    found = "was already prepared" if report.reused else "prepared"
+    lines = [f"{report.out} {found}: a vocabulary of {report.vocab_size:,} ids"]
+    for name, split in (("training", report.train), ("validation", report.valid)):
+        per_token = split.text_bytes / split.tokens if split.tokens else 0
+        lines.append(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, "
+            f"{split.text_bytes / 1e6:,.1f} MB, {per_token:.2f} bytes a token"
+        )
+    dropped = (
+        (report.empty, "empty"),
+        (report.duplicates, "seen before"),
+        (report.also_in_valid, "also in the validation set"),
+    )
+    counts = [f"{count:,} {reason}" for count, reason in dropped if count]
+    if counts:
+        lines.append(f"left out: {', '.join(counts)}")
+    return [*lines, *report.notes]

@@ -1,0 +1,135 @@
+"""`backgpt train`: train a model on a prepared dataset, or go on where a run stopped."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer import Option
+
+from backgpt.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from backgpt.config import TrainConfig
+    from backgpt.devices import Ranks
+
+SHAPE, LENGTH, STEP, RUN = "Shape", "Length", "Optimization", "Run"
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, Option(help="A TOML file with any of these settings; flags win.")
+    ] = None,
+    data: Annotated[Path | None, Option(help="The dataset folder that prepare made.")] = None,
+    out: Annotated[Path | None, Option(help="The run folder; resumed where it exists.")] = None,
+    preset: Annotated[str | None, Option(help="nano, seed, small or base.")] = None,
+    direction: Annotated[
+        Literal["backward", "forward"] | None, Option(help="Which token is predicted.")
+    ] = None,
+    unit: Annotated[Literal["token", "word"] | None, Option(help="What is reversed.")] = None,
+    init: Annotated[Path | None, Option(help="A model to begin from.")] = None,
+    max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
+    epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
+    batch_size: Annotated[
+        int | None, Option(help="Rows of block_size ids in a micro-batch.")
+    ] = None,
+    grad_accum_steps: Annotated[
+        int | None, Option(help="Micro-batches in a step, over all ranks.")
+    ] = None,
+    n_layer: Annotated[int | None, Option(help="Layers.")] = None,
+    n_head: Annotated[int | None, Option(help="Query heads, 64 wide each.")] = None,
+    n_kv_head: Annotated[int | None, Option(help="Key and value heads.")] = None,
+    n_embd: Annotated[int | None, Option(help="Width.")] = None,
+    block_size: Annotated[int | None, Option(help="Context, in ids.")] = None,
+    intermediate_size: Annotated[
+        int | None, Option(help="Width of the feed-forward layer.")
+    ] = None,
+    dropout: Annotated[float | None, Option(help="Share of activations dropped.")] = None,
+    optimizer: Annotated[
+        Literal["muon", "adamw"] | None, Option(help="muon: for matrices, AdamW for the rest.")
+    ] = None,
+    lr: Annotated[float | None, Option(help="AdamW's learning rate.")] = None,
+    muon_lr: Annotated[float | None, Option(help="Muon's learning rate.")] = None,
+    min_lr: Annotated[float | None, Option(help="What lr falls to; muon_lr in proportion.")] = None,
+    warmup_steps: Annotated[int | None, Option(help="Steps of rising learning rate.")] = None,
+    decay_fraction: Annotated[
+        float | None, Option(help="Share of the run, at its end, with falling learning rate.")
+    ] = None,
+    weight_decay: Annotated[float | None, Option(help="Decoupled weight decay.")] = None,
+    beta1: Annotated[float | None, Option(help="AdamW's first moment.")] = None,
+    beta2: Annotated[float | None, Option(help="AdamW's second moment.")] = None,
+    grad_clip: Annotated[float | None, Option(help="Largest gradient norm; 0 is no limit.")] = None,
+    seed: Annotated[int | None, Option(help="Of initial weights, order of data, dropout.")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"] | None, Option(help="Of products; weights are fp32.")
+    ] = None,
+    compile: Annotated[
+        Literal["auto", "on", "off"] | None, Option(help="torch.compile; auto: on a GPU.")
+    ] = None,
+    log_every: Annotated[int | None, Option(help="Steps between lines of progress.")] = None,
+    eval_every: Annotated[int | None, Option(help="Steps between validations.")] = None,
+    save_every: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
+    keep_last: Annotated[int | None, Option(help="Checkpoints kept, besides the best.")] = None,
+    sample_endings: Annotated[
+        list[str] | None, Option(help="Texts to write from at each validation; repeatable.")
+    ] = None,
+    tensorboard: Annotated[bool | None, Option(help="Write TensorBoard files as well.")] = None,
+) -> None:
+    """Train a model on a prepared dataset, or go on where the run folder stands.
+
+    Give --max-steps or --epochs. Under torchrun the ranks share each step's micro-batches.
+    """
+    given = {k: v for k, v in context.params.items() if v is not None and k != "config"}
+    settings = _resolve(given, config)
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingExtraError("training", "train") from None
+    from backgpt.cli.progress import TrainProgress
+    from backgpt.train import train as job
+
+    with _distributed(settings) as ranks, TrainProgress() as progress:
+        result = job(settings, report=progress, ranks=ranks)
+    if ranks.first:
+        loss = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.4f}"
+        bpb = "" if result.valid_bpb is None else f" ({result.valid_bpb:.4f} bits per byte)"
+        print(f"{result.run}: {result.step:,} steps{loss}{bpb}")
+
+
+def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":
+    """Combine the run folder's own settings, the TOML file and the flags, the last winning."""
+    from backgpt.config import TrainConfig, build, read_toml
+    from backgpt.run_folder import SETTINGS
+
+    from_file = read_toml(file) if file else {}
+    values = {**from_file, **given}
+    resumed = Path(values.get("out", TrainConfig.model_fields["out"].default)) / SETTINGS
+    if resumed.is_file():
+        values = {**read_toml(resumed), **values}
+        for length, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+            if length in {**from_file, **given} and other not in {**from_file, **given}:
+                values.pop(other, None)
+    return build(TrainConfig, values, origin=str(file) if from_file else "settings")
+
+
+@contextmanager
+def _distributed(settings: "TrainConfig") -> "Iterator[Ranks]":
+    """Join the other processes if torchrun started this one."""
+    import torch
+    import torch.distributed as dist
+
+    from backgpt.devices import Ranks
+
+    if "RANK" not in os.environ:
+        yield Ranks()
+        return
+    on_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,125 @@
+"""Which device computes, in which precision, how fast it could be, and which of how many it is."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from backgpt.config import ModelConfig
+from backgpt.errors import UsageError
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+"""Dense bf16 operations a second, by a part of the device's name (the vendor's data sheets)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and reports."""
+        return self.rank == 0
+
+
+def choose_device(name: str, ranks: Ranks) -> torch.device:
+    """Return the device called `name`; "auto" is CUDA where there is one, each rank its own.
+
+    Raises UsageError if the device does not exist.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", ranks.local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UsageError(f"device = {name!r} cannot be used here: try 'cpu' or 'auto'") from None
+    return device
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what to run the model under: bf16 products with float32 weights, or plain float32.
+
+    "auto" is bf16 wherever the device multiplies in it.
+    """
+    if precision == "auto":
+        able = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        )
+        precision = "bf16" if able else "fp32"
+    if precision == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def compiled(module: nn.Module, notice: Callable[[str], None]) -> nn.Module:
+    """Return `module` under torch.compile, which runs it as it is, with a notice, if it fails."""
+    fast = torch.compile(module, dynamic=True)
+
+    class Compiled(nn.Module):
+        """Falls back to the eager module at the first call that does not compile."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            self.call: Callable[..., Any] = fast
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            """Call the module, compiled while that works."""
+            if self.call is self.module:
+                return self.module(*inputs)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return self.call(*inputs)
+            except Exception as error:  # the compiler raises what it likes
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                notice(f"torch.compile failed ({first_line}): going on without it, slower")
+                self.call = self.module
+                return self.module(*inputs)
+
+    return Compiled()
+
+
+def flops_per_token(config: ModelConfig, context: float) -> float:
+    """Return the operations of one training token, forward and backward (Kaplan et al. 2020).
+
+    `context` is the mean number of ids attended to; norms and the like are left out.
+    """
+    heads = config.n_head * config.head_dim
+    attention = config.n_embd * (2 * heads + 2 * config.n_kv_head * config.head_dim)
+    mlp = 3 * config.n_embd * config.intermediate_size
+    weights = config.n_layer * (attention + mlp) + config.n_embd * config.vocab_size
+    return 6 * weights + 12 * config.n_layer * heads * context
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the device's dense bf16 peak in operations a second, or None if it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def any_rank(wish: bool, ranks: Ranks, device: torch.device) -> bool:
+    """Return whether any rank wishes so."""
+    if ranks.world_size == 1:
+        return wish
+    flag = torch.tensor(float(wish), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)

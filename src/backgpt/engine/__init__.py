@@ -1,0 +1,62 @@
+"""What generation and scoring ask of a model: read a prompt, make a step, score, let go.
+
+The protocol speaks plain numpy arrays of ids in model order, so that an engine may be torch
+(`torch_engine`), native code, or a table in a test. Nothing here imports torch.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.order import IdArray
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+class Engine(Protocol):
+    """A language model with memory: a row is one text in the making, named by a number.
+
+    Rows of different lengths can be stepped together. A row that is released may be given out
+    again. An engine is not safe to call from two threads at once.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are: the length of every row of logits."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """How many ids a row can hold, the prompt included."""
+        ...
+
+    def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
+        """Read model-order `ids`, (T,), into `copies` new rows.
+
+        Returns the rows and the float32 logits after the last id, (V,), which they share. Raises
+        UsageError if `ids` is empty, holds an unknown id or is longer than `block_size`.
+        """
+        ...
+
+    def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
+        """Append one id to each of `rows`; return the logits after it, (len(rows), V) float32.
+
+        Raises UsageError if a row is not in use, is named twice or already holds `block_size` ids.
+        """
+        ...
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Free `rows` for other texts; this is also how a request is canceled.
+
+        Releasing a row that is not in use does nothing, so cleaning up twice is safe.
+        """
+        ...
+
+    def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
+        """Return log p in nats of every id after the first, (T-1,) float32 for each sequence.
+
+        Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
+        """
+        ...

@@ -1,0 +1,128 @@
+"""The engine that runs a `Transformer` in torch: training machines, GPUs, and the reference.
+
+Takes and gives numpy arrays; a row of the engine is a row of the model's cache.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from backgpt.engine import FloatArray
+from backgpt.errors import UsageError
+from backgpt.model import IGNORE, Cache, Transformer
+from backgpt.order import IdArray
+
+SCORE_BATCH_IDS = 8192  # ids in one batch of `score`, padding included
+
+
+class TorchEngine:
+    """Implements `engine.Engine`. Computes in the model's own dtype; gives float32."""
+
+    def __init__(self, model: Transformer, *, device: str | torch.device = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.device = torch.device(device)
+        self.vocab_size = model.config.vocab_size
+        self.block_size = model.config.block_size
+        self._cache = Cache(model.config, rows=1, device=self.device, dtype=model.dtype)
+        self._free: list[int] = [0]
+
+    @torch.inference_mode()
+    def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
+        """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
+        if copies < 1:
+            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        batch = self._checked(ids)[None]
+        rows = self._take(copies)
+        try:
+            logits = self.model.extend(batch, self._cache, rows[:1])
+        except BaseException:
+            self.release(rows)
+            raise
+        self._cache.copy(rows[0], rows[1:])
+        return rows, logits[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
+        """Append one id to each of `rows`; see `Engine.step`."""
+        if len(rows) != len(ids):
+            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        if not rows:
+            return np.zeros((0, self.vocab_size), dtype=np.float32)
+        if len(set(rows)) != len(rows):
+            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
+        for row in rows:
+            if not 0 <= row < self._cache.rows or row in self._free:
+                raise UsageError(f"row {row} is not in use: prefill a prompt first")
+        batch = self._checked(np.asarray(ids), longest=len(ids))[:, None]
+        return self.model.extend(batch, self._cache, list(rows)).cpu().numpy()
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Free `rows`; releasing a row that is not in use does nothing."""
+        for row in rows:
+            if 0 <= row < self._cache.rows and row not in self._free:
+                self._cache.lengths[row] = 0
+                self._free.append(row)
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
+        """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
+        tensors = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]
+        results: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(tensors)
+        for batch in _batches_by_length([len(ids) for ids in tensors]):
+            losses = self._token_losses([tensors[index] for index in batch])
+            for index, row in zip(batch, losses, strict=True):
+                results[index] = -row[: len(tensors[index]) - 1]
+        return results
+
+    def _token_losses(self, sequences: list[Tensor]) -> npt.NDArray[np.float32]:
+        length = max(len(ids) for ids in sequences) - 1
+        inputs = torch.zeros((len(sequences), length), dtype=torch.int64)
+        targets = torch.full((len(sequences), length), IGNORE)
+        for row, ids in enumerate(sequences):
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            targets[row, : len(ids) - 1] = ids[1:]
+        losses = self.model.token_losses(inputs.to(self.device), targets.to(self.device))
+        return losses.cpu().numpy()
+
+    def _checked(self, ids: IdArray, *, longest: int | None = None) -> Tensor:
+        """Return `ids` as (T,) int64 on the host, refusing what the model cannot read."""
+        longest = self.block_size if longest is None else longest
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0:
+            raise UsageError(f"ids of shape {array.shape} were given: give at least one id, 1-D")
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"ids of type {array.dtype} were given: give integers")
+        if array.size > longest:
+            raise UsageError(f"{array.size} ids do not fit into {longest}: shorten the text")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocab_size}")
+        return torch.from_numpy(array.astype(np.int64))
+
+    def _take(self, count: int) -> list[int]:
+        """Take `count` free rows, lowest first; the cache grows when there are too few."""
+        while len(self._free) < count:
+            old = self._cache.rows
+            self._cache.grow(2 * old)
+            self._free.extend(range(old, 2 * old))
+        self._free.sort()
+        taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+
+def _batches_by_length(lengths: list[int]) -> list[list[int]]:
+    """Group the indices of sequences into batches of similar length, the longest first.
+
+    Sequences of one id have nothing to score and are left out.
+    """
+    order = sorted((i for i, n in enumerate(lengths) if n > 1), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    while order:
+        size = max(1, SCORE_BATCH_IDS // lengths[order[0]])
+        batches.append(order[:size])
+        order = order[size:]
+    return batches

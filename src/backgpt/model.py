@@ -1,0 +1,307 @@
+"""The transformer and its memory. It predicts the next id it will read, whatever the direction.
+
+The shape is Qwen3's, and parameters carry Hugging Face's names, so that loading is a dictionary.
+
+Shape letters: B rows of a batch, T positions in a row, C width of the residual stream (`n_embd`),
+H heads (`n_head`; keys and values have `n_kv_head`), D width of a head, V size of the vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backgpt import kernels
+from backgpt.config import ModelConfig
+from backgpt.errors import UsageError
+from backgpt.kernels import IGNORE
+
+__all__ = ["IGNORE", "Cache", "Transformer"]
+
+INIT_STD = 0.02
+
+
+class Cache:
+    """Keys and values of ids already read, for many rows of different lengths.
+
+    `keys` and `values` are (n_layer, rows, n_kv_head, block_size, D); `lengths[row]` says how
+    many positions of a row are filled. What lies beyond them is never read.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_layer, rows, config.n_kv_head, config.block_size, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = [0] * rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows there is room for."""
+        return len(self.lengths)
+
+    def grow(self, rows: int) -> None:
+        """Make room for `rows` rows in all; the present ones keep their number and content."""
+        added = rows - self.rows
+        self.keys = _with_rows(self.keys, rows, longest=max(self.lengths))
+        self.values = _with_rows(self.values, rows, longest=max(self.lengths))
+        self.lengths += [0] * added
+
+    def copy(self, source: int, rows: list[int]) -> None:
+        """Make each of `rows` a copy of row `source`."""
+        length = self.lengths[source]
+        for row in rows:
+            self.keys[:, row, :, :length] = self.keys[:, source, :, :length]
+            self.values[:, row, :, :length] = self.values[:, source, :, :length]
+            self.lengths[row] = length
+
+
+class Reading:
+    """One call of `Transformer.extend`: which rows are extended, and where each new id stands.
+
+    Every row gets the same number T of new ids; `positions` is (B, T) int64.
+    """
+
+    def __init__(self, cache: Cache, rows: list[int], count: int) -> None:
+        self.cache = cache
+        starts = [cache.lengths[row] for row in rows]
+        self.end = max(starts) + count
+        device = cache.keys.device
+        self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(
+            count, device=device
+        )
+        self.rows = torch.tensor(rows, device=device)
+        self.from_scratch = max(starts) == 0
+        seen = torch.arange(self.end, device=device) <= self.positions[:, :, None]
+        self.mask = seen[:, None]  # (B, 1, T, end)
+        consecutive = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._span = slice(rows[0], rows[0] + len(rows)) if consecutive else None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store new keys and values, (B, K, T, D); attend from (B, H, T, D) to all so far."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        where = (self.rows[:, None], slice(None), self.positions)
+        keys[where] = k.transpose(1, 2)
+        values[where] = v.transpose(1, 2)
+        if self.from_scratch:
+            return kernels.causal_attention(q, k, v)
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, self._read(keys), self._read(values), attn_mask=self.mask, enable_gqa=grouped
+        )
+
+    def _read(self, stored: Tensor) -> Tensor:
+        if self._span is not None:
+            return stored[self._span, :, : self.end]  # neighboring rows need no copy
+        return stored[:, :, : self.end].index_select(0, self.rows)
+
+
+class Norm(nn.Module):
+    """RMSNorm with a learned scale."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal attention with a norm on q and k, rotary positions and grouped key heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_width = config.n_kv_head * config.head_dim
+        self.q_proj = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.o_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
+        self.q_norm = Norm(config.head_dim, config.norm_eps)
+        self.k_norm = Norm(config.head_dim, config.norm_eps)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, H, T, D), k and v (B, K, T, D) for x (B, T, C)."""
+        q, k, v = (
+            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = kernels.rotate(self.q_norm(q), cos, sin)
+        k = kernels.rotate(self.k_norm(k), cos, sin)
+        return q, k, v
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        heads = kernels.causal_attention(*self.project(x, cos, sin))
+        return self.merge(heads)
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Return (B, T, C) for what the heads found, (B, H, T, D)."""
+        merged: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))
+        return merged
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return y
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each on a normed copy of the stream it adds to."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(config.n_embd, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = Norm(config.n_embd, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+
+class Decoder(nn.Module):
+    """Holds the parameters under the names `model.*` that Hugging Face gives them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.norm = Norm(config.n_embd, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """A causal language model over ids in model order. Output and input embeddings are one.
+
+    `dropout` falls on the embeddings and on what each half of a layer adds, in training only.
+    `generator` makes the first weights repeatable; without it torch's own is used.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.model = Decoder(config)
+        cos, sin = _rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialize(generator)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the parameters are kept in."""
+        return self.model.embed_tokens.weight.dtype
+
+    def layers(self) -> Iterator[Layer]:
+        """Give the layers in the order they are applied, with their type."""
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            yield layer
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew: normal, smaller where a projection adds to the stream (GPT-2)."""
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+            else:
+                adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, residual_std if adds else INIT_STD, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the logits (B, T, V) after each of `ids`, (B, T) int64.
+
+        Raises UsageError if T is over `block_size`.
+        """
+        return F.linear(self.hidden(ids), self.model.embed_tokens.weight)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Return the normed stream (B, T, C) from which logits are made, for `ids` (B, T)."""
+        length = ids.shape[1]
+        self._check_length(length)
+        cos, sin = self.cos[:length], self.sin[:length]
+        x = self._drop(self.model.embed_tokens(ids))
+        for layer in self.layers():
+            x = x + self._drop(layer.self_attn(layer.input_layernorm(x), cos, sin))
+            x = x + self._drop(layer.mlp(layer.post_attention_layernorm(x)))
+        normed: Tensor = self.model.norm(x)
+        return normed
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the SUM of -log p in nats over the targets that are not IGNORE, a scalar.
+
+        `ids` and `targets` are (B, T) int64. Rows are padded on the right: a causal model needs
+        no mask for that, as what stands right of an id cannot move it.
+        """
+        return self.token_losses(ids, targets).sum()
+
+    def token_losses(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Return -log p of each target in nats, (B, T) float32, 0 where it is IGNORE."""
+        hidden = self.hidden(ids).flatten(0, 1)
+        weight = self.model.embed_tokens.weight
+        return kernels.cross_entropy(hidden, weight, targets.flatten()).view(ids.shape)
+
+    def extend(self, ids: Tensor, cache: Cache, rows: list[int]) -> Tensor:
+        """Append `ids` (B, T) to the B `rows` of `cache`; return the logits after the last, (B, V).
+
+        With T > 1 this is prefill, with T = 1 a step; rows may be at different lengths. Logits
+        are float32. Raises UsageError, changing nothing, if a row would exceed `block_size`.
+        """
+        ids = ids.to(cache.keys.device)
+        count = ids.shape[1]
+        self._check_length(max(cache.lengths[row] for row in rows) + count)
+        reading = Reading(cache, rows, count)
+        cos, sin = self.cos[reading.positions][:, None], self.sin[reading.positions][:, None]
+        x = self.model.embed_tokens(ids)
+        for number, layer in enumerate(self.layers()):
+            attention = layer.self_attn
+            q, k, v = attention.project(layer.input_layernorm(x), cos, sin)
+            x = x + attention.merge(reading.attend(number, q, k, v))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        for row in rows:
+            cache.lengths[row] += count
+        return F.linear(self.model.norm(x[:, -1]), self.model.embed_tokens.weight).float()
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.block_size:
+            raise UsageError(
+                f"a row of {length} ids is longer than block_size = {self.config.block_size}: "
+                "shorten it"
+            )
+
+
+def _rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of each position's angles, (block_size, D/2) float32 (RoFormer)."""
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-pairs)
+    return angles.cos(), angles.sin()
+
+
+def _with_rows(stored: Tensor, rows: int, *, longest: int) -> Tensor:
+    """Return a copy of (n_layer, rows, K, T, D) with room for more rows."""
+    wider = stored.new_zeros((stored.shape[0], rows, *stored.shape[2:]))
+    wider[:, : stored.shape[1], :, :longest] = stored[:, :, :, :longest]
+    return wider

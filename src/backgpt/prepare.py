@@ -1,0 +1,367 @@
+"""The data job: sources of text -> one tokenizer -> shards; in parallel, resumable, deterministic.
+
+Stages of `prepare`, each of which goes on from what an interrupted run left in `OUT/.work`:
+
+1. fetch      what is not in the cache yet            -> the cache
+2. tokenizer  learned from a sample of the stream     -> .work/tokenizer.json
+3. encode     chunks of documents, in worker processes -> .work/part-000000.train.bin, .valid.bin
+4. merge      parts to shards of bounded size         -> train-00000.bin, ..., dataset.json
+
+A part is a shard: it is there whole or not at all, so the parts themselves are the journal. What is
+in which part follows from the sources alone, never from the number of workers.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from backgpt.config import MAX_VOCAB_SIZE
+from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_source, sample
+from backgpt.datasets.hub import HUB_FILES
+from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError
+from backgpt.files import write_whole
+from backgpt.order import Direction, Unit
+from backgpt.parts import (
+    CHUNK_BYTES,
+    SHARD_TOKENS,
+    SPLITS,
+    Progress,
+    SplitCounts,
+    encode,
+    merge,
+    no_training_text,
+    shard_name,
+)
+from backgpt.shards import TOKENIZER_FILE, open_dataset
+from backgpt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
+
+DATASET_FILE = "dataset.json"
+FORMAT = 1
+SAMPLE_BYTES = 64 << 20
+"""Text that a tokenizer is trained on, at most."""
+
+_WORK = ".work"
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` made, or found already made (`reused`)."""
+
+    out: Path
+    vocab_size: int
+    tokenizer_sha256: str
+    train: SplitCounts
+    valid: SplitCounts
+    empty: int
+    duplicates: int
+    also_in_valid: int
+    """Training documents dropped because a given validation set has them."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+    reused: bool = False
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    vocab_size: int = 4096,
+    tokenizer: Path | None = None,
+    valid: Sequence[str] | None = None,
+    valid_fraction: float = 0.01,
+    field: str = "text",
+    separator: str | None = None,
+    workers: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    sample_bytes: int = SAMPLE_BYTES,
+    shard_tokens: int = SHARD_TOKENS,
+) -> PrepareReport:
+    """Make a dataset folder at `out` from `sources`, or finish one that was interrupted.
+
+    `tokenizer` is a tokenizer.json to use instead of training one with `vocab_size` ids. `valid`
+    names the validation set; otherwise it is the one that comes with a source (TinyStories), and
+    `valid_fraction` of the documents of all other sources, chosen by their hash. `field` and
+    `separator` are as in `datasets.read_file`; `workers` is the number of processes (None: one
+    per core). Raises ConfigError for settings out of range or an `out` that holds something else,
+    DataError for sources that cannot be read, BackgptError if writing or the hub fails.
+    """
+    _check_settings(sources, vocab_size, valid_fraction, workers)
+    tell = progress or (lambda stage, done, total: None)
+    given = Tokenizer.load(tokenizer) if tokenizer is not None else None
+    inputs = _fetch(sources, valid, cache, tell)
+    job = {
+        "format": FORMAT,
+        "sources": [_describe(*entry) for entry in inputs],
+        "tokenizer": given.sha256 if given else None,
+        "vocab_size": given.vocab_size if given else vocab_size,
+        "valid_fraction": valid_fraction,
+        "field": field,
+        "separator": separator,
+        "chunk_bytes": chunk_bytes,
+        "sample_bytes": sample_bytes,
+        "shard_tokens": shard_tokens,
+    }
+
+    def stream() -> TextStream:
+        return TextStream(inputs, valid_fraction, field=field, separator=separator)
+
+    try:
+        work = _open_work(out, job)
+        if work is None:
+            return _read_report(out)
+        trained = given or _train_tokenizer(stream(), work, vocab_size, sample_bytes, tell)
+        trained.save(work / TOKENIZER_FILE)
+        read = stream()
+        n_chunks = encode(
+            read,
+            work,
+            trained,
+            chunk_bytes=chunk_bytes,
+            workers=workers or _cores(),
+            progress=tell,
+        )
+        counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
+        made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
+        _write_report(out, job, made)
+        shutil.rmtree(work)
+    except OSError as error:
+        raise BackgptError(
+            f"cannot write to {out}: {error.strerror or error}; "
+            "free space or permit it, then run again to go on"
+        ) from None
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class PeekedDocument:
+    """A document as it lies in the shards and as a model meets it, markers left out."""
+
+    text: str
+    reading: tuple[str, ...]
+    """The text of each id, in reading order."""
+    model: tuple[str, ...]
+    """The same in model order."""
+
+
+def peek(
+    out: Path, n: int, *, direction: Direction = "backward", unit: Unit = "token"
+) -> list[PeekedDocument]:
+    """Return up to `n` training documents, spread over the first shard of the dataset at `out`."""
+    dataset = open_dataset(out, verify=False)
+    tokenizer, shard = dataset.tokenizer, dataset.train[0]
+    order = tokenizer.order(direction, unit)
+
+    def pieces(ids: Any) -> tuple[str, ...]:
+        return tuple(tokenizer.token_bytes[i].decode("utf-8", errors="replace") for i in ids)
+
+    count = min(n, len(shard))
+    chosen = [shard.document(index * len(shard) // count) for index in range(count)]
+    return [
+        PeekedDocument(tokenizer.decode(ids), pieces(ids), pieces(order.to_model(ids)))
+        for ids in chosen
+    ]
+
+
+# --- stage 1: fetch
+
+
+def _fetch(
+    sources: Sequence[str], valid: Sequence[str] | None, cache: Path | None, progress: Progress
+) -> list[tuple[Source, Split | None]]:
+    """Return the sources with their splits, validation sets first, their files at hand."""
+    official = [OFFICIAL_VALID[spec] for spec in sources if spec in OFFICIAL_VALID]
+    held_out = official if valid is None else list(valid)
+
+    def find(spec: str) -> Source:
+        return find_source(
+            spec, cache=cache, on_bytes=lambda done, total: progress("fetch", done, total)
+        )
+
+    def split(spec: str) -> Split | None:
+        return "train" if valid is not None or spec in OFFICIAL_VALID else None
+
+    return [
+        *((find(spec), cast(Split | None, "valid")) for spec in held_out),
+        *((find(spec), split(spec)) for spec in sources),
+    ]
+
+
+# --- the work folder
+
+
+def _open_work(out: Path, job: dict[str, Any]) -> Path | None:
+    """Return the work folder for `job` in `out`, or None if that job is already finished."""
+    work = out / _WORK
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    finished = _read_json(out / DATASET_FILE)
+    if finished is not None:
+        _refuse_other_job(out, finished.get("job"), job)
+        if all((out / name).exists() for name in _made_files(finished)):
+            shutil.rmtree(work, ignore_errors=True)
+            return None
+    elif not work.exists() and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty and not a dataset: choose another --out")
+
+    begun = _read_json(work / _JOB_FILE)
+    if begun != job:
+        if any(work.glob("part-*.bin")):
+            _refuse_other_job(out, begun, job)
+        shutil.rmtree(work, ignore_errors=True)  # nothing in it that took long to make
+        work.mkdir(parents=True)
+        _write_json(work / _JOB_FILE, job)
+    return work
+
+
+def _made_files(about: dict[str, Any]) -> Iterator[str]:
+    yield TOKENIZER_FILE
+    for split in SPLITS:
+        for number in range(about[split]["shards"]):
+            yield shard_name(split, number)
+
+
+def _refuse_other_job(out: Path, old: Any, new: dict[str, Any]) -> None:
+    if old == new:
+        return
+    old = old if isinstance(old, dict) else {}
+    key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+    what = "sources" if key == "sources" else f"{key} = {old.get(key)!r}, not {new.get(key)!r}"
+    raise ConfigError(
+        f"{out} was begun with other settings ({what}): remove it or choose another --out"
+    )
+
+
+def _describe(source: Source, split: Split | None) -> dict[str, Any]:
+    """Return what tells that a source is still the same, without reading its files."""
+    if source.spec == BUILTIN:
+        from backgpt.corpus import stories
+
+        texts = stories()
+        files = [{"name": BUILTIN, "documents": len(texts), "characters": sum(map(len, texts))}]
+    elif source.spec in HUB_FILES:
+        files = [asdict(HUB_FILES[source.spec])]
+    else:
+        stats = [(path, path.stat()) for path in source.files]
+        files = [
+            {"name": str(path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+            for path, stat in stats
+        ]
+    return {"source": source.spec, "split": split, "files": files}
+
+
+# --- stage 2: tokenizer
+
+
+def _train_tokenizer(
+    stream: TextStream, work: Path, vocab_size: int, sample_bytes: int, progress: Progress
+) -> Tokenizer:
+    made = work / TOKENIZER_FILE
+    if made.exists():
+        return Tokenizer.load(made)
+    total = sum(source.size_bytes for source, _ in stream.sources)
+
+    def training_documents() -> Iterator[StreamedDocument]:
+        reported = 0
+        for document in stream:
+            if stream.tally.file_bytes - reported >= CHUNK_BYTES:
+                reported = stream.tally.file_bytes
+                progress("sample", reported, total)
+            if document.split == "train":
+                yield document
+
+    texts = sample(training_documents(), sample_bytes)
+    progress("sample", total, total)
+    if not texts:
+        raise no_training_text()
+    return Tokenizer.train(texts, vocab_size)
+
+
+# --- settings, report
+
+
+def _check_settings(
+    sources: Sequence[str], vocab_size: int, valid_fraction: float, workers: int | None
+) -> None:
+    if not sources:
+        raise ConfigError("no source of text: give a file, a folder, or the name of a dataset")
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ConfigError(
+            f"vocab_size = {vocab_size}: choose from {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
+        )
+    if not 0 <= valid_fraction < 1:
+        raise ConfigError(f"valid_fraction = {valid_fraction}: choose from 0 to below 1")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers = {workers}: at least one is needed")
+
+
+def _report(
+    out: Path,
+    tokenizer: Tokenizer,
+    counts: dict[Split, SplitCounts],
+    stream: TextStream,
+    *,
+    wanted: int,
+) -> PrepareReport:
+    """Make the report; `wanted` is the size of vocabulary that was asked for."""
+    notes = []
+    if tokenizer.vocab_size < wanted:
+        notes.append(
+            f"The text is too small for {wanted} ids: the tokenizer has {tokenizer.vocab_size}."
+        )
+    if not counts["valid"].documents:
+        notes.append("No document fell into the validation split: give a validation set.")
+    return PrepareReport(
+        out=out,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_sha256=tokenizer.sha256,
+        train=counts["train"],
+        valid=counts["valid"],
+        empty=stream.tally.empty,
+        duplicates=stream.duplicates,
+        also_in_valid=stream.also_in_valid,
+        notes=tuple(notes),
+    )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _write_report(out: Path, job: dict[str, Any], report: PrepareReport) -> None:
+    values = {key: value for key, value in asdict(report).items() if key not in ("out", "reused")}
+    _write_json(out / DATASET_FILE, {"job": job, **values})
+
+
+def _read_report(out: Path) -> PrepareReport:
+    values = _read_json(out / DATASET_FILE) or {}
+    values.pop("job")
+    for split in SPLITS:
+        values[split] = SplitCounts(**values[split])
+    return PrepareReport(**{**values, "notes": tuple(values["notes"])}, out=out, reused=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in the file at `path`, or None if there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path} is damaged: remove its folder and prepare again")
+    return value

@@ -1,0 +1,129 @@
+"""What a training run writes down: settings, metrics, samples, the loss curve.
+
+runs/<name>/config.toml     the settings, resolved; usable as input
+            metrics.jsonl   one line a step, one more where validation ran
+            samples.md      texts written while training
+            loss.png        the curve
+            checkpoints/    see `checkpoint`
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backgpt.config import TrainConfig, build, read_toml, to_toml
+from backgpt.errors import ConfigError
+from backgpt.files import write_whole
+
+SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
+
+CHANGEABLE = frozenset(
+    {"out", "data", "max_steps", "epochs", "log_every", "eval_every", "save_every", "keep_last"}
+    | {"sample_endings", "tensorboard", "device", "compile"}
+)
+"""Settings that may differ when a run is resumed; any other would make it another run."""
+
+Record = Mapping[str, Any]
+
+
+def open_run(config: TrainConfig) -> Path:
+    """Make the run folder of `config`, or check that the one there was started alike.
+
+    Raises ConfigError, and writes nothing, if a setting that matters differs.
+    """
+    run, file = config.out, config.out / SETTINGS
+    if file.is_file():
+        before = build(TrainConfig, read_toml(file), origin=str(file))
+        for key, value in config:
+            if key not in CHANGEABLE and value != getattr(before, key):
+                raise ConfigError(
+                    f"{run} was started with {key} = {getattr(before, key)!r}, not {value!r}: "
+                    "give the same settings to go on, or another --out to start anew"
+                )
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(file, to_toml(config).encode())
+    return run
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the records of `metrics.jsonl`; a last line that was cut off is left out."""
+    try:
+        lines = (run / METRICS).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def rewind(run: Path, step: int) -> None:
+    """Forget what was written after `step`, from which the run is resumed."""
+    kept = [record for record in read_metrics(run) if record["step"] <= step]
+    write_whole(run / METRICS, "".join(_line(record) for record in kept).encode())
+    samples = run / SAMPLES
+    if samples.is_file():
+        head, *sections = samples.read_text(encoding="utf-8").split("\n## Step ")
+        written = [s for s in sections if int(s.split("\n", 1)[0].replace(",", "")) <= step]
+        write_whole(samples, "\n## Step ".join([head, *written]).encode())
+
+
+def add_metrics(run: Path, records: Iterable[Record]) -> None:
+    """Append records to `metrics.jsonl`."""
+    with (run / METRICS).open("a", encoding="utf-8") as file:
+        file.writelines(map(_line, records))
+
+
+def add_samples(run: Path, step: int, texts: Iterable[str]) -> None:
+    """Append texts written at `step` to `samples.md`."""
+    with (run / SAMPLES).open("a", encoding="utf-8") as file:
+        file.write(f"\n## Step {step:,}\n")
+        for text in texts:
+            file.write("\n" + "".join(f"> {line}\n" for line in text.split("\n")))
+
+
+def plot(run: Path, *, title: str) -> None:
+    """Draw `loss.png` from the metrics: every step, their running mean, the validation loss."""
+    from matplotlib.figure import Figure
+
+    records = read_metrics(run)
+    train = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    valid = [(r["step"], r["valid_loss"]) for r in records if "valid_loss" in r]
+    if not train:
+        return
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    steps, losses = zip(*train, strict=True)
+    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.6, alpha=0.8)
+    axes.plot(steps, _running_mean(losses), color="#1f4e79", linewidth=1.6, label="training")
+    if valid:
+        axes.plot(*zip(*valid, strict=True), "o-", color="#c8553d", ms=4, label="validation")
+        step, loss = valid[-1]
+        axes.annotate(
+            f"{loss:.3f}",
+            (step, loss),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color="#c8553d",
+        )
+    top = max(losses[0] * 0.6, _running_mean(losses)[-1] * 2)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(None, top), title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    temporary = run / f"{CURVE}.tmp"
+    figure.savefig(temporary, format="png")
+    temporary.replace(run / CURVE)
+
+
+def _running_mean(values: tuple[float, ...], smoothing: float = 0.97) -> list[float]:
+    """Return an exponential mean that starts unbiased (as Adam's moments do)."""
+    means, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = smoothing * total + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
+        means.append(total / weight)
+    return means
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,122 @@
+"""From logits to one id: each step a pure function on one row of plain arrays.
+
+Order of the steps: repetition penalty, temperature, top-k, top-p, min-p, draw. Everything works
+in float64 on (V,) arrays, so that a sample does not depend on the engine's batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.errors import UsageError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next id is drawn. `top_k = 1` always takes the likeliest.
+
+    Raises UsageError for a value outside its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(
+                f"temperature = {self.temperature}: it must be above 0; "
+                "to take the likeliest id every time, use top-k = 1"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top-k = {self.top_k}: it must be 1 or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p = {self.top_p}: it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min-p = {self.min_p}: it must be from 0 to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UsageError(
+                f"repetition penalty = {self.repetition_penalty}: it must be above 0; 1 is none"
+            )
+
+
+def draw(
+    logits: npt.NDArray[np.floating],
+    sampling: Sampling,
+    random: np.random.Generator,
+    *,
+    seen: npt.NDArray[np.bool_],
+) -> int:
+    """Draw one id from (V,) `logits`; `seen`, (V,) bool, marks ids the text already has."""
+    scores = penalize(logits.astype(np.float64), seen, sampling.repetition_penalty)
+    if sampling.top_k == 1:
+        return int(np.argmax(scores))
+    probabilities = softmax(scores / sampling.temperature)
+    if sampling.top_k is not None:
+        probabilities = keep_top_k(probabilities, sampling.top_k)
+    if sampling.top_p < 1:
+        probabilities = keep_top_p(probabilities, sampling.top_p)
+    if sampling.min_p > 0:
+        probabilities = keep_min_p(probabilities, sampling.min_p)
+    return pick(probabilities, random.random())
+
+
+def penalize(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
+    """Make ids already `seen` less likely: CTRL's penalty (Keskar et al. 2019)."""
+    if penalty == 1:
+        return scores
+    return np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def softmax(scores: Floats) -> Floats:
+    """Return probabilities; minus infinity becomes exactly 0."""
+    weights: Floats = np.exp(scores - scores.max())
+    probabilities: Floats = weights / weights.sum()
+    return probabilities
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """Return log-probabilities in nats."""
+    shifted: Floats = scores - scores.max()
+    logprobs: Floats = shifted - np.log(np.exp(shifted).sum())
+    return logprobs
+
+
+def keep_top_k(probabilities: Floats, k: int) -> Floats:
+    """Keep the `k` likeliest ids; of equals at the edge, those with the smaller id."""
+    if k >= np.count_nonzero(probabilities):
+        return probabilities
+    keep = np.argsort(-probabilities, kind="stable")[:k]
+    return _only(probabilities, keep)
+
+
+def keep_top_p(probabilities: Floats, p: float) -> Floats:
+    """Keep the fewest likeliest ids that together reach `p` (Holtzman et al. 2019)."""
+    likeliest = np.argsort(-probabilities, kind="stable")
+    reached = np.cumsum(probabilities[likeliest])
+    count = int(np.searchsorted(reached, p * reached[-1])) + 1
+    return _only(probabilities, likeliest[:count])
+
+
+def keep_min_p(probabilities: Floats, p: float) -> Floats:
+    """Keep ids at least `p` times as likely as the likeliest (Nguyen et al. 2024)."""
+    return _only(probabilities, np.flatnonzero(probabilities >= p * probabilities.max()))
+
+
+def pick(probabilities: Floats, uniform: float) -> int:
+    """Return the id at which the cumulative probability passes `uniform`, from [0, 1)."""
+    cumulative = np.cumsum(probabilities)
+    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return min(index, int(np.flatnonzero(probabilities)[-1]))
+
+
+def _only(probabilities: Floats, keep: npt.NDArray[np.intp]) -> Floats:
+    kept = np.zeros_like(probabilities)
+    kept[keep] = probabilities[keep]
+    kept /= kept.sum()
+    return kept

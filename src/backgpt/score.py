@@ -1,0 +1,93 @@
+"""How likely a model finds texts: log-probabilities, nats per token, bits per byte.
+
+Both twins score the same ids of the same documents, one marker each, and so do their sums: each
+is log P(document), which makes them comparable exactly.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.batches import Windows, cut_by_length, cut_document
+from backgpt.engine import Engine
+from backgpt.generate import Language
+from backgpt.order import ModelIds, ReadingIds
+
+SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-probability of one text.
+
+    `logprob` is its sum in nats over `n_tokens` targets: every id and the marker at the far edge.
+    `token_logprobs`, (T + 2,) float32, lists them in reading order with the markers; the marker
+    the model begins with is given, not predicted, and stands as 0. A text of more than
+    `n_windows` = 1 was longer than the context and was scored in pieces.
+    """
+
+    logprob: float
+    n_tokens: int
+    n_bytes: int
+    n_windows: int
+    token_logprobs: npt.NDArray[np.float32] = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return -self.logprob / self.n_tokens
+
+    @property
+    def bpb(self) -> float:
+        """Bits per UTF-8 byte; not a number for an empty text."""
+        return bits_per_byte(-self.logprob, self.n_bytes)
+
+
+def bits_per_byte(nats: float, n_bytes: int) -> float:
+    """Return nats over a text of `n_bytes` as bits per byte; NaN if there are no bytes."""
+    return nats / math.log(2) / n_bytes if n_bytes else math.nan
+
+
+def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> list[Score]:
+    """Score whole documents, batched; the result does not depend on what stands beside them."""
+    order = language.order
+    marked = [language.tokenizer.mark(language.tokenizer.encode(text)) for text in texts]
+    cuts = [list(cut_document(ids, order, block_size=engine.block_size)) for ids in marked]
+    pieces = [
+        (number, first, ReadingIds(marked[number][first : last + 1]))
+        for number, windows in enumerate(cuts)
+        for first, last in windows
+    ]
+    lengths = np.array([len(ids) - 1 for _, _, ids in pieces], dtype=np.int64)
+    by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
+    for index, values in _score_batched(engine, lengths, lambda i: order.to_model(pieces[i][2])):
+        number, first, ids = pieces[index]
+        by_text[number][first + order.permutation(ids)[1:]] = values
+    return [
+        Score(
+            logprob=float(values.sum(dtype=np.float64)),
+            n_tokens=len(values) - 1,
+            n_bytes=len(text.encode()),
+            n_windows=len(windows),
+            token_logprobs=values,
+        )
+        for text, values, windows in zip(texts, by_text, cuts, strict=True)
+    ]
+
+
+def corpus_nats(engine: Engine, windows: Windows) -> float:
+    """Return minus the log-probability, in nats, of all targets of `windows` together."""
+    scored = _score_batched(engine, windows.lengths, windows.sequence)
+    return -math.fsum(float(values.sum(dtype=np.float64)) for _, values in scored)
+
+
+def _score_batched(
+    engine: Engine, lengths: npt.NDArray[np.int64], sequence: Callable[[int], ModelIds]
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield (index, log-probabilities) of sequences with so many targets, similar ones first."""
+    for batch in cut_by_length(np.arange(len(lengths)), lengths, budget=SCORED_TOGETHER):
+        values = engine.score([sequence(int(index)) for index in batch])
+        yield from zip(map(int, batch), values, strict=True)
