@@ -159,11 +159,10 @@ def _torch_engine(folder: ModelFolder, device: str) -> Engine:
     from backgpt.engine.torch_engine import TorchEngine
     from backgpt.model import Transformer
 
-    with torch.device("meta"):
-        model = Transformer(folder.config)
+    model = Transformer(folder.config)
     weights = {name: torch.from_numpy(array) for name, array in folder.weights.items()}
     try:
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).split("\n\t")[1:2] or [str(error)]
         raise CorruptFileError(f"the weights do not fit the model's shape: {first[0]}") from None

@@ -266,7 +266,7 @@ def _json_files(model: ModelFolder) -> dict[str, dict[str, Any]]:
 
 
 def _serialize(arrays: Arrays) -> bytes:
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     return save(contiguous, metadata={"format": "pt"})
 
 

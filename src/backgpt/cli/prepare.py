@@ -31,13 +31,12 @@ def prepare(
     valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
     field: Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")] = "text",
     separator: Annotated[
-        str | None, Option(help="Splits a .txt file into documents, besides <|endoftext|>.")
+        str | None, Option(help="Splits a .txt file into documents; \\n is a line break.")
     ] = None,
     workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
     cache: Annotated[Path | None, Option(help="Where downloads are kept.")] = None,
     peek: Annotated[
-        int,
-        Option(metavar="N", help="Print N documents as they lie there and as a model sees them."),
+        int, Option(metavar="N", help="Print N documents of the result, in both orders.")
     ] = 0,
 ) -> None:
     """Turn text into a dataset folder: a tokenizer and shards. Continues where it was stopped."""
@@ -53,10 +52,10 @@ def prepare(
                 out,
                 vocab_size=vocab_size,
                 tokenizer=tokenizer,
-                valid=valid,
+                valid=valid or None,
                 valid_fraction=valid_fraction,
                 field=field,
-                separator=separator,
+                separator=separator.replace("\\n", "\n") if separator else None,
                 workers=workers,
                 cache=cache,
                 progress=progress.update,

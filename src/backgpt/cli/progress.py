@@ -101,9 +101,8 @@ class TrainProgress(_Display):
                 figures += f", {record['share_of_peak']:.1%} of peak"
             self.bar.update(self._task, completed=step, figures=figures)
             if not self.visible:
-                self.say(
-                    f"step {step:,} of {self._max_steps:,}: {figures}, {self._left(step)} left"
-                )
+                place = f"step {step:,} of {self._max_steps:,}"
+                self.say(f"{place}: {figures}, {self._left(step)} left")
 
     def notice(self, text: str) -> None:
         """Print what the user should know."""

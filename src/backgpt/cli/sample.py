@@ -63,9 +63,7 @@ def sample(
     model the opening (--opening, or --prompt).
     """
     if stream and (num_samples > 1 or as_json or order == "model"):
-        raise UsageError(
-            "--stream shows one text growing: leave out --num-samples, --json, --order"
-        )
+        raise UsageError("--stream shows one text: leave out --num-samples, --json and --order")
     from backgpt.api import load
 
     loaded = load(model, device=device)
@@ -107,9 +105,10 @@ def sample(
         for text in texts:
             print(json.dumps(_record(loaded, text, speed), ensure_ascii=False))
         return
-    shown = [
-        t.text if order == "reading" else loaded.as_written(t, continues=continues) for t in texts
-    ]
+    if order == "reading":
+        shown = [text.text for text in texts]
+    else:
+        shown = [loaded.as_written(text, continues=continues) for text in texts]
     print(SEPARATOR.join(shown))
 
 

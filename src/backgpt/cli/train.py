@@ -83,7 +83,7 @@ def train(
 
     Give --max-steps or --epochs. Under torchrun the ranks share each step's micro-batches.
     """
-    given = {k: v for k, v in context.params.items() if v is not None and k != "config"}
+    given = {k: v for k, v in context.params.items() if v not in (None, (), []) and k != "config"}
     settings = _resolve(given, config)
     try:
         import torch  # noqa: F401
