@@ -1,0 +1,188 @@
+"""Batches: every target once an epoch, alike for both twins and for any number of ranks."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backgpt.batches import IGNORE, TrainingBatches, Windows, cut_by_length, cut_document
+from backgpt.errors import DataError
+from backgpt.order import ReadingIds
+from backgpt.shards import Dataset, open_dataset, open_shard, write_shard
+from backgpt.tokenizer import Tokenizer
+
+BLOCK_SIZE = 64  # shorter than many of the stories
+
+
+@pytest.fixture(scope="module")
+def dataset(dataset_path: Path) -> Dataset:
+    return open_dataset(dataset_path)
+
+
+def windows(dataset: Dataset, direction: str, unit: str = "token") -> Windows:
+    order = dataset.tokenizer.order(direction, unit)  # type: ignore[arg-type]
+    return Windows(dataset.train, dataset.tokenizer, order, block_size=BLOCK_SIZE)
+
+
+def batches(dataset: Dataset, *, batch_size: int = 8, accumulate: int = 2) -> TrainingBatches:
+    return TrainingBatches(
+        windows(dataset, "backward"),
+        batch_size=batch_size,
+        block_size=BLOCK_SIZE,
+        grad_accum_steps=accumulate,
+        seed=7,
+    )
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_every_id_of_every_document_is_a_target_exactly_once(
+    dataset: Dataset, direction: str, unit: str
+) -> None:
+    found = windows(dataset, direction, unit)
+    targets = Counter(int(id_) for index in range(len(found)) for id_ in found.sequence(index)[1:])
+    documents = [ids for shard in dataset.train for ids in shard.documents()]
+    expected = Counter(int(id_) for ids in documents for id_ in ids)
+    marker = "start_id" if direction == "backward" else "end_id"
+    expected[getattr(dataset.tokenizer, marker)] = len(documents)
+    assert targets == expected
+    assert found.n_targets == sum(expected.values())
+
+
+def test_both_twins_are_cut_at_the_same_places(dataset: Dataset) -> None:
+    backward, forward = windows(dataset, "backward"), windows(dataset, "forward")
+    assert len(backward) == len(forward) > sum(map(len, dataset.train))
+    for index in range(len(backward)):
+        assert backward.sequence(index).tolist() == forward.sequence(index).tolist()[::-1]
+
+
+def test_a_row_reads_as_the_picture_says(dataset: Dataset) -> None:
+    found = windows(dataset, "backward")
+    index = int(np.argmin(found.lengths))
+    batch = found.batch(np.array([index]))
+    length = int(found.lengths[index])
+    sequence = found.sequence(index).tolist()
+    assert batch.inputs[0, :length].tolist() == sequence[:-1]
+    assert batch.targets[0, :length].tolist() == sequence[1:]
+    assert (batch.inputs[0, length:] == dataset.tokenizer.pad_id).all()
+    assert (batch.targets[0, length:] == IGNORE).all()
+
+
+def test_a_batch_of_nothing_has_no_target(dataset: Dataset) -> None:
+    batch = windows(dataset, "backward").batch(np.zeros(0, dtype=np.int64))
+    assert batch.inputs.shape[0] == 1
+    assert (batch.targets == IGNORE).all()
+
+
+def marked(length: int) -> ReadingIds:
+    return ReadingIds(np.arange(length, dtype=np.int64) % 200 + 16)
+
+
+@pytest.mark.parametrize("length", [2, 64, 65, 66, 129, 130, 1000])
+def test_cuts_cover_a_document_and_share_one_id(tokenizer: Tokenizer, length: int) -> None:
+    order = tokenizer.order("backward", "token")
+    cuts = list(cut_document(marked(length), order, block_size=BLOCK_SIZE))
+    assert cuts[0][0] == 0
+    assert cuts[-1][1] == length - 1
+    assert all(stop == first for (_, stop), (first, _) in pairwise(cuts))
+    sizes = [stop - first for first, stop in cuts]
+    assert max(sizes) <= BLOCK_SIZE
+    assert len(cuts) == -(-(length - 1) // BLOCK_SIZE)
+    assert max(sizes) - min(sizes) <= len(cuts)
+
+
+def test_word_cuts_fall_where_words_begin(dataset: Dataset) -> None:
+    tokenizer = dataset.tokenizer
+    order = tokenizer.order("backward", "word")
+    for ids in dataset.train[0].documents():
+        document = tokenizer.mark(ids)
+        for first, _ in cut_document(document, order, block_size=BLOCK_SIZE):
+            assert tokenizer.starts_group[document[first]]
+
+
+def test_a_word_longer_than_the_context_is_cut(tokenizer: Tokenizer) -> None:
+    order = tokenizer.order("backward", "word")
+    inside = int(np.flatnonzero(~tokenizer.starts_group)[0])
+    document = ReadingIds(np.full(200, inside, dtype=np.int64))
+    cuts = list(cut_document(document, order, block_size=BLOCK_SIZE))
+    assert cuts[-1][1] == 199
+    assert max(stop - first for first, stop in cuts) <= BLOCK_SIZE
+
+
+def test_an_epoch_has_every_window_once_and_epochs_differ(dataset: Dataset) -> None:
+    plan = batches(dataset)
+    per_epoch = plan.steps_in(1)
+    epochs = [
+        [int(i) for n in range(per_epoch) for b in plan.step(e * per_epoch + n) for i in b]
+        for e in range(2)
+    ]
+    assert sorted(epochs[0]) == list(range(len(windows(dataset, "backward"))))
+    assert plan.position(per_epoch) == (1, 0)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_step_is_the_same_whenever_and_by_whomever_it_is_asked_for(dataset: Dataset) -> None:
+    last = batches(dataset).steps_in(2) - 1
+    fresh, walked = batches(dataset), batches(dataset)
+    for step in range(last):
+        walked.step(step)
+    assert [b.tolist() for b in fresh.step(last)] == [b.tolist() for b in walked.step(last)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_any_number_of_ranks_reads_the_same_windows_in_a_step(
+    dataset: Dataset, world_size: int
+) -> None:
+    plan = batches(dataset, accumulate=4)
+    for step in range(plan.steps_in(1)):
+        everything = plan.step(step)
+        dealt = [b for rank in range(world_size) for b in everything[rank::world_size]]
+        assert Counter(map(tuple, dealt)) == Counter(map(tuple, everything))
+
+
+def test_micro_batches_stay_within_their_budget(dataset: Dataset) -> None:
+    found, plan = windows(dataset, "backward"), batches(dataset)
+    for step in range(plan.steps_in(1)):
+        for indices in plan.step(step):
+            assert found.batch(indices).inputs.size <= 8 * BLOCK_SIZE
+
+
+def test_little_is_padding(dataset: Dataset) -> None:
+    found, plan = windows(dataset, "backward"), batches(dataset)
+    sizes = [
+        found.batch(indices).inputs.size
+        for step in range(plan.steps_in(1))
+        for indices in plan.step(step)
+    ]
+    assert found.n_targets / sum(sizes) > 0.9
+
+
+def test_cutting_by_length_keeps_every_window_within_the_budget() -> None:
+    lengths = np.random.default_rng(1).integers(1, 100, 500)
+    groups = cut_by_length(np.arange(500), lengths, budget=400)
+    assert sorted(int(i) for group in groups for i in group) == list(range(500))
+    for group in groups:
+        assert len(group) * (-(-lengths[group].max() // 8) * 8) <= 400
+
+
+def test_a_window_longer_than_the_budget_stands_alone() -> None:
+    groups = cut_by_length(np.arange(3), np.array([500, 10, 500]), budget=100)
+    assert [group.tolist() for group in groups] == [[1], [0], [2]]
+
+
+def test_fractions_of_an_epoch_are_steps(dataset: Dataset) -> None:
+    plan = batches(dataset)
+    whole = plan.steps_in(1)
+    assert plan.steps_in(0.5) == round(whole / 2)
+    assert plan.steps_in(1e-9) == 1
+    assert plan.steps_in(2) >= 2 * whole - 1
+
+
+def test_no_documents_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "empty.bin"
+    write_shard(path, [], tokenizer_sha256=tokenizer.sha256, vocab_size=512)
+    order = tokenizer.order("backward", "token")
+    with pytest.raises(DataError, match="no document"):
+        Windows([open_shard(path)], tokenizer, order, block_size=BLOCK_SIZE)

@@ -1,0 +1,217 @@
+"""Model folders and checkpoints: whole, verified, or refused with the file's name."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backgpt import checkpoint as module
+from backgpt.checkpoint import (
+    BEST,
+    CONFIG,
+    HUGGING_FACE_NAMES,
+    LATEST,
+    MANIFEST,
+    WEIGHTS,
+    Checkpoint,
+    ModelFolder,
+    checkpoints,
+    point,
+    pointed,
+    read_checkpoint,
+    read_model,
+    save_checkpoint,
+    thin,
+    verify,
+    write_model,
+)
+from backgpt.config import ModelConfig
+from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
+from backgpt.tokenizer import Tokenizer
+
+CONFIG_OF_MODEL = ModelConfig(
+    n_layer=1,
+    n_head=2,
+    n_kv_head=1,
+    n_embd=8,
+    vocab_size=512,
+    block_size=32,
+    intermediate_size=16,
+    head_dim=4,
+)
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> ModelFolder:
+    weights = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    return ModelFolder(CONFIG_OF_MODEL, "backward", "word", tokenizer, weights)
+
+
+@pytest.fixture
+def folder(model: ModelFolder, tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    write_model(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def checkpoint(model: ModelFolder, step: int) -> Checkpoint:
+    optimizer = {"step": np.array(3.0, dtype=np.float32), "m": np.ones(4, dtype=np.float32)}
+    return Checkpoint(model, step, optimizer, {"tokens": 12})
+
+
+def edit(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v != "REMOVED"}))
+
+
+def test_a_model_folder_comes_back_as_it_was_written(model: ModelFolder, folder: Path) -> None:
+    read = read_model(folder)
+    assert (read.config, read.direction, read.unit) == (model.config, "backward", "word")
+    assert read.tokenizer.sha256 == model.tokenizer.sha256
+    assert np.array_equal(read.weights["a.weight"], model.weights["a.weight"])
+
+
+def test_every_dimension_has_a_hugging_face_name(folder: Path) -> None:
+    assert set(HUGGING_FACE_NAMES) == set(ModelConfig.model_fields)
+    written = json.loads((folder / CONFIG).read_text())
+    for ours, theirs in HUGGING_FACE_NAMES.items():
+        assert written[theirs] == getattr(CONFIG_OF_MODEL, ours)
+
+
+@pytest.mark.parametrize(("direction", "stop"), [("backward", "start_id"), ("forward", "end_id")])
+def test_the_stop_id_for_other_programs_is_the_far_marker(
+    model: ModelFolder, tmp_path: Path, direction: Any, stop: str
+) -> None:
+    turned = ModelFolder(model.config, direction, "token", model.tokenizer, model.weights)
+    write_model(turned, tmp_path)
+    for name in (CONFIG, "generation_config.json"):
+        stop_id = json.loads((tmp_path / name).read_text())["eos_token_id"]
+        assert stop_id == getattr(model.tokenizer, stop)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("direction", "sideways"), ("direction", "REMOVED"), ("unit", "letter")]
+)
+def test_an_unknown_direction_or_unit_is_refused(folder: Path, key: str, value: str) -> None:
+    edit(folder / CONFIG, **{key: value})
+    with pytest.raises(UsageError, match=key):
+        read_model(folder)
+
+
+def test_another_family_is_refused(folder: Path) -> None:
+    edit(folder / CONFIG, model_type="gpt2")
+    with pytest.raises(UsageError, match="gpt2"):
+        read_model(folder)
+
+
+def test_a_foreign_tokenizer_is_refused(folder: Path) -> None:
+    edit(folder / CONFIG, tokenizer_sha256="0" * 64)
+    with pytest.raises(CorruptFileError, match=r"tokenizer\.json"):
+        read_model(folder)
+
+
+def test_a_missing_dimension_is_named(folder: Path) -> None:
+    edit(folder / CONFIG, head_dim="REMOVED")
+    with pytest.raises(CorruptFileError, match="head_dim"):
+        read_model(folder)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-4])
+    with pytest.raises(CorruptFileError, match=WEIGHTS):
+        read_model(folder)
+
+
+def test_no_model_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        read_model(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no model"):
+        read_model(tmp_path)
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(model: ModelFolder, tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(model, 5))
+    read = read_checkpoint(saved)
+    assert (read.step, read.state) == (5, {"tokens": 12})
+    assert read.optimizer["step"].shape == ()
+    for name, array in checkpoint(model, 5).optimizer.items():
+        assert np.array_equal(read.optimizer[name], array)
+    assert pointed(tmp_path, LATEST) == saved
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "remove"])
+def test_damage_to_any_file_is_found(model: ModelFolder, tmp_path: Path, change: str) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(model, 1))
+    for file in sorted(saved.iterdir()):
+        if file.name == MANIFEST:
+            continue
+        damaged = tmp_path / "damaged"
+        shutil.copytree(saved, damaged)
+        data = bytearray((damaged / file.name).read_bytes())
+        data[len(data) // 2] ^= 1
+        if change == "flip":
+            (damaged / file.name).write_bytes(data)
+        elif change == "cut":
+            (damaged / file.name).write_bytes(data[:-1])
+        else:
+            (damaged / file.name).unlink()
+        with pytest.raises(CorruptFileError, match=file.name):
+            verify(damaged)
+        shutil.rmtree(damaged)
+
+
+def test_a_checkpoint_without_manifest_does_not_count(model: ModelFolder, tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(model, 1))
+    (saved / MANIFEST).unlink()
+    with pytest.raises(CorruptFileError, match=MANIFEST):
+        read_checkpoint(saved)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(model, 1))
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == module.OPTIMIZER:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr(module, "write_synced", full)
+    with pytest.raises(BackgptError, match="No space left on device"):
+        save_checkpoint(tmp_path, checkpoint(model, 2))
+    assert checkpoints(tmp_path) == [saved]
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["step-1"]
+    assert read_checkpoint(saved).step == 1
+    assert pointed(tmp_path, LATEST) == saved
+
+
+def test_saving_a_step_again_replaces_it(model: ModelFolder, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(model, 1))
+    saved = save_checkpoint(tmp_path, checkpoint(model, 1))
+    assert checkpoints(tmp_path) == [saved]
+    verify(saved)
+
+
+def test_thinning_keeps_the_last_and_the_best(model: ModelFolder, tmp_path: Path) -> None:
+    for step in (2, 10, 4, 6, 8):
+        save_checkpoint(tmp_path, checkpoint(model, step))
+    point(tmp_path, BEST, tmp_path / "checkpoints" / "step-2")
+    thin(tmp_path, keep_last=2)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-2", "step-8", "step-10"]
+
+
+def test_a_run_folder_means_its_best_checkpoint(model: ModelFolder, tmp_path: Path) -> None:
+    first = save_checkpoint(tmp_path, checkpoint(model, 1))
+    changed = {"a.weight": np.zeros((2, 3), dtype=np.float32)}
+    other = ModelFolder(model.config, "backward", "word", model.tokenizer, changed)
+    save_checkpoint(tmp_path, checkpoint(other, 2))
+    assert not read_model(tmp_path).weights["a.weight"].any()
+    point(tmp_path, BEST, first)
+    for path in (tmp_path, tmp_path / BEST, first):
+        assert read_model(path).weights["a.weight"].any()
+    assert not read_model(tmp_path / LATEST).weights["a.weight"].any()

@@ -1,0 +1,120 @@
+"""Sampler steps, each on probabilities written by hand."""
+
+import numpy as np
+import pytest
+
+from backgpt.errors import UsageError
+from backgpt.sampling import (
+    Sampling,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    log_softmax,
+    penalize,
+    pick,
+    softmax,
+)
+
+P = np.array([0.1, 0.5, 0.05, 0.3, 0.05])
+NOT_SEEN = np.zeros(5, dtype=bool)
+
+
+def test_top_k_keeps_the_k_likeliest_and_renormalizes() -> None:
+    assert keep_top_k(P, 2) == pytest.approx([0, 0.625, 0, 0.375, 0])
+
+
+def test_top_k_of_equals_keeps_the_smaller_id() -> None:
+    assert np.flatnonzero(keep_top_k(P, 4)).tolist() == [0, 1, 2, 3]
+
+
+def test_top_k_larger_than_the_vocabulary_keeps_all() -> None:
+    assert keep_top_k(P, 100) == pytest.approx(P)
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [(0.4, [1]), (0.5, [1]), (0.6, [1, 3]), (0.85, [0, 1, 3]), (1.0, [0, 1, 2, 3, 4])],
+)
+def test_top_p_keeps_the_fewest_that_reach_p(p: float, kept: list[int]) -> None:
+    assert np.flatnonzero(keep_top_p(P, p)).tolist() == kept
+
+
+def test_top_p_is_not_greedy() -> None:
+    kept = keep_top_p(P, 0.8)
+    assert kept == pytest.approx([0, 0.625, 0, 0.375, 0])
+
+
+def test_min_p_is_relative_to_the_likeliest() -> None:
+    assert np.flatnonzero(keep_min_p(P, 0.2)).tolist() == [0, 1, 3]
+    assert np.flatnonzero(keep_min_p(P, 1.0)).tolist() == [1]
+
+
+def test_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_negative() -> None:
+    seen = np.array([True, True, False])
+    assert penalize(np.array([2.0, -2.0, 2.0]), seen, 2.0).tolist() == [1.0, -4.0, 2.0]
+
+
+def test_softmax_and_log_softmax_agree_and_survive_large_logits() -> None:
+    scores = np.array([1000.0, 1001.0, -np.inf])
+    assert softmax(scores) == pytest.approx([1 / (1 + np.e), np.e / (1 + np.e), 0])
+    assert np.exp(log_softmax(scores)) == pytest.approx(softmax(scores))
+
+
+@pytest.mark.parametrize(
+    ("uniform", "expected"), [(0.0, 0), (0.0999, 0), (0.1, 1), (0.59, 1), (0.61, 2), (0.9999, 4)]
+)
+def test_pick_inverts_the_cumulative_distribution(uniform: float, expected: int) -> None:
+    assert pick(P, uniform) == expected
+
+
+def test_pick_never_returns_an_impossible_id() -> None:
+    probabilities = np.array([0.0, 0.3, 0.7, 0.0])
+    assert pick(probabilities, 0.0) == 1
+    assert pick(probabilities, np.nextafter(1.0, 0.0)) == 2
+
+
+def test_draws_follow_the_distribution() -> None:
+    random = np.random.default_rng(1)
+    sampling = Sampling(temperature=1.0, min_p=0.0)
+    drawn = [draw(np.log(P), sampling, random, seen=NOT_SEEN) for _ in range(20_000)]
+    shares = np.bincount(drawn, minlength=5) / 20_000
+    assert np.abs(shares - P).max() < 0.015
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    def share_of_likeliest(temperature: float) -> float:
+        random = np.random.default_rng(1)
+        sampling = Sampling(temperature=temperature, min_p=0.0)
+        drawn = [draw(np.log(P), sampling, random, seen=NOT_SEEN) for _ in range(4000)]
+        return drawn.count(1) / 4000
+
+    assert share_of_likeliest(0.5) > 0.6 > share_of_likeliest(1.0) > 0.4 > share_of_likeliest(3.0)
+
+
+def test_top_k_1_takes_the_likeliest_without_a_random_number() -> None:
+    random = np.random.default_rng(1)
+    before = random.bit_generator.state
+    assert draw(np.log(P), Sampling(top_k=1), random, seen=NOT_SEEN) == 1
+    assert random.bit_generator.state == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_a_setting_outside_its_range_is_refused_with_its_value(setting: dict[str, float]) -> None:
+    value = str(next(iter(setting.values())))
+    with pytest.raises(UsageError, match=value.replace(".", r"\.")):
+        Sampling(**setting)  # type: ignore[arg-type]

@@ -1,0 +1,381 @@
+"""Training: exact resume, ranks, signals, failures, and a loss that falls."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backgpt import run as run_module
+from backgpt.checkpoint import LATEST, checkpoints, pointed, read_checkpoint, read_model
+from backgpt.config import TrainConfig, build, read_toml
+from backgpt.errors import BackgptError, ConfigError, DataError, StoppedError, TrainingError
+from backgpt.run import Run
+from backgpt.run_folder import read_metrics
+from backgpt.train import train
+
+TINY = {
+    "preset": "nano",
+    "n_layer": 2,
+    "n_head": 1,
+    "n_embd": 64,
+    "intermediate_size": 96,
+    "block_size": 64,
+    "batch_size": 4,
+    "log_every": 1,
+    "precision": "fp32",
+    "sample_endings": ["The end."],
+}
+
+
+LEARNING = {"max_steps": 60, "eval_every": 60, "batch_size": 16, "warmup_steps": 5}
+
+
+class Notes:
+    """A reporter that keeps what it is told; `at` maps a step to something to do there."""
+
+    def __init__(self, at: Mapping[int, Any] | None = None) -> None:
+        self.notices: list[str] = []
+        self.at = at or {}
+
+    def started(self, *, first_step: int, max_steps: int) -> None:
+        self.first_step = first_step
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        if "valid_loss" not in record and record["step"] in self.at:
+            self.at[record["step"]]()
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def settings(data: Path, out: Path, **values: Any) -> TrainConfig:
+    given = {**TINY, "data": data, "out": out, "max_steps": 6, "eval_every": 3, "save_every": 2}
+    return build(TrainConfig, given | values, origin="test")
+
+
+def weights_of(run: Path) -> dict[str, Any]:
+    return dict(read_checkpoint(checkpoints(run)[-1]).model.weights)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Assert that two runs have the same weights, optimizer, losses and samples, bit for bit."""
+    one, two = (read_checkpoint(checkpoints(run)[-1]) for run in (a, b))
+    assert one.step == two.step
+    for mine, theirs in ((one.model.weights, two.model.weights), (one.optimizer, two.optimizer)):
+        assert mine.keys() == theirs.keys()
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    def without_speed(run: Path) -> list[dict[str, Any]]:
+        return [
+            {k: v for k, v in record.items() if k != "tokens_per_second"}
+            for record in read_metrics(run)
+        ]
+
+    assert without_speed(a) == without_speed(b)
+    assert (a / "samples.md").read_text() == (b / "samples.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(settings(dataset_path, out), report=Notes())
+    return out
+
+
+def test_a_run_folder_has_everything_it_promises(finished: Path, dataset_path: Path) -> None:
+    assert sorted(path.name for path in finished.iterdir()) == [
+        *("best", "checkpoints", "config.toml", "latest", "loss.png", "metrics.jsonl"),
+        "samples.md",
+    ]
+    again = build(TrainConfig, read_toml(finished / "config.toml"), origin="test")
+    assert again == settings(dataset_path, finished)
+    records = read_metrics(finished)
+    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records if "valid_loss" in r] == [3, 6]
+    assert records[0]["loss"] == pytest.approx(np.log(512), abs=0.5)
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "The end." in (finished / "samples.md").read_text()
+    assert pointed(finished, LATEST) == checkpoints(finished)[-1]
+
+
+def test_validation_is_in_nats_per_token_and_bits_per_byte(
+    finished: Path, dataset_path: Path
+) -> None:
+    from backgpt import load
+    from backgpt.shards import open_dataset
+
+    dataset = open_dataset(dataset_path)
+    texts = [dataset.tokenizer.decode(ids) for shard in dataset.valid for ids in shard.documents()]
+    scores = load(finished / LATEST).score_all(texts)
+    last = [r for r in read_metrics(finished) if "valid_loss" in r][-1]
+    nats = -sum(score.logprob for score in scores)
+    assert nats / sum(score.n_tokens for score in scores) == pytest.approx(last["valid_loss"], 1e-5)
+    n_bytes = sum(len(text.encode()) for text in texts)
+    assert nats / np.log(2) / n_bytes == pytest.approx(last["valid_bpb"], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("stop_at", [2, 3, 4])
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
+    dataset_path: Path, tmp_path: Path, optimizer: str, stop_at: int
+) -> None:
+    options = {"optimizer": optimizer, "dropout": 0.1, "grad_accum_steps": 2}
+    train(settings(dataset_path, tmp_path / "whole", **options), report=Notes())
+    broken = settings(dataset_path, tmp_path / "broken", **options)
+    interrupt = Notes({stop_at: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    with pytest.raises(StoppedError) as stopped:
+        train(broken, report=interrupt)
+    assert stopped.value.exit_code == 130
+    resumed = Notes()
+    train(broken, report=resumed)
+    assert resumed.first_step in (stop_at, stop_at + 1)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_killed_in_mid_step_goes_on_from_its_last_checkpoint(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill() -> None:
+        raise KilledError
+
+    config = settings(dataset_path, tmp_path / "killed")
+    with pytest.raises(KilledError):
+        train(config, report=Notes({5: kill}))
+    train(config, report=Notes())
+    train(settings(dataset_path, tmp_path / "whole"), report=Notes())
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, dataset_path: Path) -> None:
+    before = (finished / "metrics.jsonl").read_text()
+    result = train(settings(dataset_path, finished), report=Notes())
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert (
+        result.valid_loss
+        == [r for r in read_metrics(finished) if "valid_loss" in r][-1]["valid_loss"]
+    )
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    newest = checkpoints(run)[-1] / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    notes = Notes()
+    train(settings(dataset_path, run), report=notes)
+    assert any("damaged" in text and "step-6" in text for text in notes.notices)
+    assert notes.first_step == 4
+    assert_same_run(finished, run)
+
+
+def test_accumulating_small_micro_batches_equals_one_large(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    """The windows of a step differ with the budget, so one step is computed both ways."""
+    run = Run(settings(dataset_path, tmp_path / "run"), Notes(), run_module.Ranks())
+    windows = np.arange(12)
+
+    def gradients(parts: int) -> list[torch.Tensor]:
+        run.batches.step = lambda step: np.array_split(windows, parts)  # type: ignore[method-assign]
+        run.accumulate_gradients(0)
+        found = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
+        run.optimizer.zero_grad()
+        return found
+
+    for one, many in zip(gradients(1), gradients(5), strict=True):
+        assert torch.allclose(one, many, rtol=1e-4, atol=1e-7)
+
+
+def test_backward_and_forward_twins_read_the_same_windows_in_the_same_order(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    runs = [
+        Run(settings(dataset_path, tmp_path, direction=d), Notes(), run_module.Ranks())
+        for d in ("backward", "forward")
+    ]
+    for step in range(5):
+        one, two = (run.batches.step(step) for run in runs)
+        assert [b.tolist() for b in one] == [b.tolist() for b in two]
+        for indices in one:
+            for index in map(int, indices):
+                backward, forward = (run.windows.sequence(index) for run in runs)
+                assert backward.tolist() == forward.tolist()[::-1]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_is_not_saved(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(dataset_path, tmp_path / "run", save_every=1)
+    original = Run.accumulate_gradients
+
+    def broken(self: Run, step: int) -> torch.Tensor:
+        loss = original(self, step)
+        return loss * float("nan") if step == 3 else loss
+
+    monkeypatch.setattr(Run, "accumulate_gradients", broken)
+    with pytest.raises(TrainingError, match="step 4 is not a number"):
+        train(config, report=Notes())
+    assert pointed(config.out, LATEST) == config.out / "checkpoints" / "step-3"
+    assert [r["step"] for r in read_metrics(config.out) if "loss" in r] == [1, 2, 3]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(dataset_path, tmp_path / "run")
+    original = run_module.save_checkpoint
+
+    def full(run: Path, checkpoint: Any) -> Path:
+        if checkpoint.step == 4:
+            raise BackgptError("cannot save step 4: No space left on device")
+        return original(run, checkpoint)
+
+    monkeypatch.setattr(run_module, "save_checkpoint", full)
+    with pytest.raises(BackgptError, match="No space left"):
+        train(config, report=Notes())
+    assert read_checkpoint(checkpoints(config.out)[-1]).step == 3
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(
+    finished: Path, dataset_path: Path
+) -> None:
+    before = (finished / "config.toml").read_text()
+    with pytest.raises(ConfigError, match=r"started with lr = 0\.003, not 0\.1"):
+        train(settings(dataset_path, finished, lr=0.1), report=Notes())
+    assert (finished / "config.toml").read_text() == before
+
+
+def test_other_data_is_refused(
+    finished: Path, dataset_path: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    from backgpt.prepare import prepare
+
+    source = tmp_path / "other.txt"
+    source.write_text("<|endoftext|>".join(texts[:50]))
+    tokenizer = dataset_path / "tokenizer.json"
+    prepare([str(source)], tmp_path / "other", tokenizer=tokenizer, workers=1)
+    with pytest.raises(ConfigError, match="other data"):
+        train(settings(tmp_path / "other", finished), report=Notes())
+
+
+def test_training_begins_from_given_weights(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    config = settings(dataset_path, tmp_path / "tuned", init=finished / LATEST)
+    model = Run(config, Notes(), run_module.Ranks()).model
+    given = weights_of(finished)
+    assert given.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert np.array_equal(tensor.numpy(), given[name])
+
+
+def test_weights_of_another_shape_are_refused(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    config = settings(dataset_path, tmp_path / "tuned", init=finished, n_layer=3)
+    with pytest.raises(ConfigError, match="n_layer = 2, this run 3"):
+        train(config, report=Notes())
+    assert not config.out.exists()
+
+
+def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = settings(tmp_path / "nothing", tmp_path / "run")
+    with pytest.raises(DataError, match="nothing"):
+        train(config, report=Notes())
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_the_loss_falls_in_both_directions_and_units(
+    dataset_path: Path, tmp_path: Path, direction: str, unit: str
+) -> None:
+    config = settings(dataset_path, tmp_path / "run", direction=direction, unit=unit, **LEARNING)
+    result = train(config, report=Notes())
+    assert result.valid_loss is not None
+    assert result.valid_loss < np.log(512) - 1.5
+    model = read_model(config.out)
+    assert (model.direction, model.unit) == (direction, unit)
+
+
+def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> None:
+    """The control of the test above: the fall comes from the order of ids."""
+    losses = {}
+    for name, shuffle in (("true", False), ("shuffled", True)):
+        run = Run(settings(dataset_path, tmp_path / name, **LEARNING), Notes(), run_module.Ranks())
+        if shuffle:
+            original = run.windows.batch
+            random = np.random.default_rng(1)
+
+            def shuffled(indices: Any, original: Any = original, random: Any = random) -> Any:
+                batch = original(indices)
+                for row in batch.targets:
+                    row[:] = random.permutation(row)
+                return batch
+
+            run.windows.batch = shuffled  # type: ignore[method-assign]
+        for step in range(60):
+            loss = run.accumulate_gradients(step)
+            run.optimizer.step(1.0)
+            run.optimizer.zero_grad()
+        losses[name] = float(loss)
+    assert losses["true"] < losses["shuffled"] - 0.5
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+    where = [f"--master-port={free_port()}", "--master-addr=127.0.0.1", "--nnodes=1"]
+    return subprocess.run(
+        [sys.executable, *launcher, *where, "-m", "backgpt", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one_and_resume_bit_for_bit(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    flags = [
+        *("--preset=nano", "--n-layer=2", "--n-head=1", "--n-embd=64", "--intermediate-size=96"),
+        *("--block-size=64", "--batch-size=4", "--grad-accum-steps=3", "--precision=fp32"),
+        *("--log-every=1", "--save-every=2", "--eval-every=3", "--device=cpu"),
+        f"--data={dataset_path}",
+    ]
+    whole, broken, alone = (tmp_path / name for name in ("whole", "broken", "alone"))
+    for out, steps, ranks in ((whole, 6, 2), (broken, 4, 2), (broken, 6, 2), (alone, 6, 1)):
+        done = torchrun(
+            ranks, "train", *flags, f"--max-steps={steps}", f"--out={out}", "--decay-fraction=0"
+        )
+        assert done.returncode == 0, done.stderr
+    for name, array in weights_of(whole).items():
+        assert np.array_equal(array, weights_of(broken)[name])
+    losses = {run: [r["loss"] for r in read_metrics(run) if "loss" in r] for run in (whole, alone)}
+    assert losses[whole] == pytest.approx(losses[alone], rel=1e-4)
