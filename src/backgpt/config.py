@@ -1,12 +1,12 @@
-"""Frozen, strict settings: the model's shape, a training run, presets, TOML and overrides.
+"""Frozen, strict settings: the model's shape, a training run, presets, TOML.
 
-Takes dictionaries, TOML files and `key=value` texts; gives validated, immutable objects.
+Takes dictionaries and TOML files; gives validated, immutable objects.
 An unknown key is an error that names the closest known one.
 """
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -170,23 +170,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Turn `["lr=1e-3", "preset=seed"]` into a dictionary; values are TOML, or plain text.
-
-    Raises ConfigError for a text without `=`.
-    """
-    values: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"cannot read override {text!r}: write it as key=value")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = value.strip()
-    return values
 
 
 def to_toml(settings: Settings) -> str:

@@ -1,6 +1,5 @@
 """Which device computes, in which precision, how fast it could be, and which of how many it is."""
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from backgpt.config import ModelConfig
 from backgpt.errors import UsageError
@@ -65,35 +63,32 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def compiled(module: nn.Module, notice: Callable[[str], None]) -> nn.Module:
-    """Return `module` under torch.compile, which runs it as it is, with a notice, if it fails."""
-    fast = torch.compile(module, dynamic=True)
+def compiler(notice: Callable[[str], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what compiles a function; should that fail, `notice` is told once and all run plain.
 
-    class Compiled(nn.Module):
-        """Falls back to the eager module at the first call that does not compile."""
+    Shapes may vary from call to call without compiling anew.
+    """
+    failed = False
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-            self.call: Callable[..., Any] = fast
+    def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+        fast = torch.compile(plain, dynamic=True)
 
-        def forward(self, *inputs: torch.Tensor) -> Any:
-            """Call the module, compiled while that works."""
-            if self.call is self.module:
-                return self.module(*inputs)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    return self.call(*inputs)
-            except Exception as error:  # the compiler raises what it likes
-                if isinstance(error, torch.OutOfMemoryError):
+        def call(*inputs: Any) -> Any:
+            nonlocal failed
+            if not failed:
+                try:
+                    return fast(*inputs)
+                except torch.OutOfMemoryError:
                     raise
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-                notice(f"torch.compile failed ({first_line}): going on without it, slower")
-                self.call = self.module
-                return self.module(*inputs)
+                except Exception as error:  # the compiler raises what it likes
+                    failed = True
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    notice(f"torch.compile failed ({reason}): going on without it, slower")
+            return plain(*inputs)
 
-    return Compiled()
+        return call
+
+    return compiled
 
 
 def flops_per_token(config: ModelConfig, context: float) -> float:

@@ -7,7 +7,7 @@ H heads (`n_head`; keys and values have `n_kv_head`), D width of a head, V size 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from backgpt.kernels import IGNORE
 __all__ = ["IGNORE", "Cache", "Transformer"]
 
 INIT_STD = 0.02
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Takes q (B, H, T, D), k and v (B, K, T, D); gives what each query found, (B, H, T, D)."""
 
 
 class Cache:
@@ -80,7 +83,11 @@ class Reading:
         consecutive = rows == list(range(rows[0], rows[0] + len(rows)))
         self._span = slice(rows[0], rows[0] + len(rows)) if consecutive else None
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def layer(self, number: int) -> Attend:
+        """Return how layer `number` attends in this call."""
+        return lambda q, k, v: self._attend(number, q, k, v)
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store new keys and values, (B, K, T, D); attend from (B, H, T, D) to all so far."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         where = (self.rows[:, None], slice(None), self.positions)
@@ -99,7 +106,20 @@ class Reading:
         return stored[:, :, : self.end].index_select(0, self.rows)
 
 
-class Norm(nn.Module):
+class Fusible(nn.Module):
+    """A module with regions that may be compiled; only training has shapes that recur enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled: kernels.Regions | None = None
+
+    @property
+    def regions(self) -> kernels.Regions:
+        """What lies between the matrix products, plain or compiled."""
+        return self.compiled if self.compiled and self.training else kernels.PLAIN
+
+
+class Norm(Fusible):
     """RMSNorm with a learned scale."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -107,45 +127,47 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+    def forward(self, stream: Tensor, added: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the stream with `added`, and the norm of that in `dtype`."""
+        return self.regions.add_norm(stream, added, self.weight, self.eps, dtype)
 
 
-class Attention(nn.Module):
+class Attention(Fusible):
     """Causal attention with a norm on q and k, rotary positions and grouped key heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.head_dim
-        kv_width = config.n_kv_head * config.head_dim
-        self.q_proj = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=False)
+        q_width, kv_width = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
+        self.q_proj = nn.Linear(config.n_embd, q_width, bias=False)
         self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
         self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=False)
+        self.o_proj = nn.Linear(q_width, config.n_embd, bias=False)
         self.q_norm = Norm(config.head_dim, config.norm_eps)
         self.k_norm = Norm(config.head_dim, config.norm_eps)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, H, T, D), k and v (B, K, T, D) for x (B, T, C)."""
-        q, k, v = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for linear in (self.q_proj, self.k_proj, self.v_proj)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Return what attention adds to the stream, (B, T, C), for the normed stream `x`."""
+        joined = kernels.linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        v_width = self.n_kv_head * self.head_dim
+        q_and_k, v = torch.split(joined, [joined.shape[-1] - v_width, v_width], dim=-1)
+        weight = torch.cat(
+            (
+                self.q_norm.weight.expand(self.n_head, -1),
+                self.k_norm.weight.expand(self.n_kv_head, -1),
+            )
         )
-        q = kernels.rotate(self.q_norm(q), cos, sin)
-        k = kernels.rotate(self.k_norm(k), cos, sin)
-        return q, k, v
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        heads = kernels.causal_attention(*self.project(x, cos, sin))
-        return self.merge(heads)
-
-    def merge(self, heads: Tensor) -> Tensor:
-        """Return (B, T, C) for what the heads found, (B, H, T, D)."""
-        merged: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))
-        return merged
+        turned = kernels.prepare_heads(
+            q_and_k, weight, cos, sin, self.q_norm.eps, regions=self.regions
+        )
+        q, k = torch.split(turned.transpose(1, 2), [self.n_head, self.n_kv_head], dim=1)
+        v = v.view(*v.shape[:2], self.n_kv_head, self.head_dim).transpose(1, 2)
+        merged = attend(q, k, v).transpose(1, 2).flatten(2)
+        return kernels.linear(merged, self.o_proj.weight)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Fusible):
     """SwiGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -155,8 +177,9 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))
-        return y
+        """Return what the feed-forward half adds to the stream, (B, T, C)."""
+        joined = kernels.linear(x, self.gate_proj.weight, self.up_proj.weight)
+        return kernels.linear(self.regions.swiglu(joined), self.down_proj.weight)
 
 
 class Layer(nn.Module):
@@ -235,31 +258,28 @@ class Transformer(nn.Module):
         """
         return F.linear(self.hidden(ids), self.model.embed_tokens.weight)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the normed stream (B, T, C) from which logits are made, for `ids` (B, T)."""
-        length = ids.shape[1]
-        self._check_length(length)
-        cos, sin = self.cos[:length], self.sin[:length]
-        x = self._drop(self.model.embed_tokens(ids))
-        for layer in self.layers():
-            x = x + self._drop(layer.self_attn(layer.input_layernorm(x), cos, sin))
-            x = x + self._drop(layer.mlp(layer.post_attention_layernorm(x)))
-        normed: Tensor = self.model.norm(x)
-        return normed
-
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the SUM of -log p in nats over the targets that are not IGNORE, a scalar.
 
         `ids` and `targets` are (B, T) int64. Rows are padded on the right: a causal model needs
         no mask for that, as what stands right of an id cannot move it.
         """
-        return self.token_losses(ids, targets).sum()
+        hidden = self.hidden(ids).flatten(0, 1)
+        weight = self.model.embed_tokens.weight
+        return kernels.cross_entropy_sum(hidden, weight, targets.flatten())
 
     def token_losses(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return -log p of each target in nats, (B, T) float32, 0 where it is IGNORE."""
         hidden = self.hidden(ids).flatten(0, 1)
         weight = self.model.embed_tokens.weight
-        return kernels.cross_entropy(hidden, weight, targets.flatten()).view(ids.shape)
+        return kernels.plain_cross_entropy(hidden, weight, targets.flatten()).view(ids.shape)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Return the normed stream (B, T, C) from which logits are made, for `ids` (B, T)."""
+        length = ids.shape[1]
+        self._check_length(length)
+        cos, sin = self.cos[:length, None], self.sin[:length, None]
+        return self._apply_layers(ids, cos, sin, lambda layer: kernels.causal_attention)
 
     def extend(self, ids: Tensor, cache: Cache, rows: list[int]) -> Tensor:
         """Append `ids` (B, T) to the B `rows` of `cache`; return the logits after the last, (B, V).
@@ -271,19 +291,45 @@ class Transformer(nn.Module):
         count = ids.shape[1]
         self._check_length(max(cache.lengths[row] for row in rows) + count)
         reading = Reading(cache, rows, count)
-        cos, sin = self.cos[reading.positions][:, None], self.sin[reading.positions][:, None]
-        x = self.model.embed_tokens(ids)
-        for number, layer in enumerate(self.layers()):
-            attention = layer.self_attn
-            q, k, v = attention.project(layer.input_layernorm(x), cos, sin)
-            x = x + attention.merge(reading.attend(number, q, k, v))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        cos, sin = self.cos[reading.positions, None], self.sin[reading.positions, None]
+        hidden = self._apply_layers(ids, cos, sin, reading.layer)
         for row in rows:
             cache.lengths[row] += count
-        return F.linear(self.model.norm(x[:, -1]), self.model.embed_tokens.weight).float()
+        return F.linear(hidden[:, -1], self.model.embed_tokens.weight).float()
+
+    def compile_regions(self, compile_: kernels.Compile = torch.compile) -> None:
+        """Have `compile_` fuse what lies between the products; values stay the same.
+
+        For training on a CPU, where a whole graph takes minutes to compile and gains nothing
+        more. The first step then takes some seconds longer; it needs a C++ compiler.
+        """
+        regions = kernels.compiled_regions(compile_)
+        for module in self.modules():
+            if isinstance(module, Fusible):
+                module.compiled = regions
+
+    def _apply_layers(
+        self, ids: Tensor, cos: Tensor, sin: Tensor, attention_of: Callable[[int], Attend]
+    ) -> Tensor:
+        """Return the normed stream (B, T, C); `attention_of(layer)` is how that layer attends."""
+        dtype = self._product_dtype()
+        stream = self._drop(self.model.embed_tokens(ids))
+        added = torch.zeros((), dtype=stream.dtype, device=stream.device)
+        for number, layer in enumerate(self.layers()):
+            stream, x = layer.input_layernorm(stream, added, dtype)
+            added = self._drop(layer.self_attn(x, cos, sin, attention_of(number)))
+            stream, x = layer.post_attention_layernorm(stream, added, dtype)
+            added = self._drop(layer.mlp(x))
+        normed: Tensor = self.model.norm(stream, added, dtype)[1]
+        return normed
+
+    def _product_dtype(self) -> torch.dtype:
+        """Return what matrix products are computed in: autocast's dtype, or the parameters'."""
+        kind = self.model.embed_tokens.weight.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return kernels.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def _check_length(self, length: int) -> None:
         if length > self.config.block_size:

@@ -137,6 +137,9 @@ def prepare(
             f"cannot write to {out}: {error.strerror or error}; "
             "free space or permit it, then run again to go on"
         ) from None
+    except BackgptError:
+        _forget_if_nothing_was_encoded(out)
+        raise
     return made
 
 
@@ -219,6 +222,15 @@ def _open_work(out: Path, job: dict[str, Any]) -> Path | None:
         work.mkdir(parents=True)
         _write_json(work / _JOB_FILE, job)
     return work
+
+
+def _forget_if_nothing_was_encoded(out: Path) -> None:
+    """Leave no trace of a job that failed before it made anything worth going on from."""
+    work = out / _WORK
+    if not any(work.glob("part-*.bin")):
+        shutil.rmtree(work, ignore_errors=True)
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def _made_files(about: dict[str, Any]) -> Iterator[str]:

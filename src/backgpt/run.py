@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,12 @@ from backgpt.devices import (
     Ranks,
     autocast,
     choose_device,
-    compiled,
+    compiler,
     flops_per_token,
     peak_flops,
 )
 from backgpt.engine.torch_engine import TorchEngine
-from backgpt.errors import ConfigError, CorruptFileError, TrainingError
+from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
 from backgpt.generate import Language, collect
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer
@@ -50,6 +50,7 @@ from backgpt.score import bits_per_byte, corpus_nats
 from backgpt.shards import Shard, open_dataset
 
 SAMPLE_TOKENS = 200
+STEPS_WORTH_COMPILING = 200
 
 
 class Reporter(Protocol):
@@ -107,6 +108,7 @@ class Run:
         self.optimizer = build_optimizer(self.model, config)
         self.step_loss = self._wrapped_loss()
         self.peak = peak_flops(self.device)
+        self.board: Any = None
         self.tokens = 0
         self.waiting: list[tuple[int, Tensor, Tensor, float]] = []
         self.clock = (time.perf_counter(), 0)
@@ -116,6 +118,7 @@ class Run:
         run = self.config.out
         if self.ranks.first:
             run_folder.open_run(self.config)
+            self.board = _board(self.config) if self.config.tensorboard else None
         for folder in reversed(checkpoints(run)):
             try:
                 checkpoint = read_checkpoint(folder)
@@ -279,11 +282,21 @@ class Run:
         return Windows(shards, self.tokenizer, self.language.order, block_size=block_size)
 
     def _wrapped_loss(self) -> nn.Module:
-        """Return the module whose output is the summed loss: compiled, or on several ranks."""
-        step_loss: nn.Module = _StepLoss(self.model)
+        """Return the module whose output is the summed loss: compiled, or on several ranks.
+
+        A GPU gains from compiling the whole; on a CPU that takes minutes, so regions are compiled
+        there, and with "auto" only for runs long enough to gain the seconds it takes.
+        """
         on_cuda = self.device.type == "cuda"
-        if self.config.compile == "on" or (self.config.compile == "auto" and on_cuda):
-            step_loss = compiled(step_loss, self._notice)
+        compile_ = compiler(self._notice)
+        loss: Callable[[Tensor, Tensor], Tensor] = self.model.loss
+        wanted = on_cuda or self.max_steps >= STEPS_WORTH_COMPILING
+        if self.config.compile == "on" or (self.config.compile == "auto" and wanted):
+            if on_cuda:
+                loss = compile_(loss)
+            else:
+                self.model.compile_regions(compile_)
+        step_loss: nn.Module = _StepLoss(self.model, loss)
         if self.ranks.world_size > 1:
             devices = [self.device.index] if on_cuda else None
             step_loss = DistributedDataParallel(step_loss, device_ids=devices)
@@ -325,10 +338,14 @@ class Run:
                 )
 
     def _write(self, records: list[dict[str, Any]]) -> None:
-        if self.ranks.first:
-            run_folder.add_metrics(self.config.out, records)
-            for record in records:
-                self.report.stepped(record)
+        if not self.ranks.first:
+            return
+        run_folder.add_metrics(self.config.out, records)
+        for record in records:
+            self.report.stepped(record)
+            if self.board is not None:
+                for name, value in record.items():
+                    self.board.add_scalar(name, value, record["step"])
 
     def _notice(self, text: str) -> None:
         if self.ranks.first:
@@ -338,13 +355,23 @@ class Run:
 class _StepLoss(nn.Module):
     """A model as the function that training calls: ids and targets to the summed loss."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
+        self.loss = loss
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the summed loss in nats over the targets of (B, T) ids."""
-        return self.model.loss(ids, targets)
+        return self.loss(ids, targets)
+
+
+def _board(config: TrainConfig) -> Any:
+    """Return what writes TensorBoard files into the run folder when it is first written to."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise MissingExtraError("tensorboard = true", "tensorboard") from None
+    return SummaryWriter(config.out / "tensorboard")
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:

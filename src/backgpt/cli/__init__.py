@@ -73,9 +73,9 @@ def _parser_error(error: Any) -> tuple[str, int] | None:
     if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
         return None
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "backgpt"
+    command = context.info_name if context and context.parent else ""
     message = " ".join(error.format_message().split())
-    return f"{message} (see '{command} --help')", int(error.exit_code)
+    return f"{message}: see 'backgpt {command} --help'", int(error.exit_code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """`backgpt train`: train a model on a prepared dataset, or go on where a run stopped."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,12 +87,15 @@ def train(
     given = {k: v for k, v in context.params.items() if v not in (None, (), []) and k != "config"}
     settings = _resolve(given, config)
     try:
-        import torch  # noqa: F401
+        import torch
     except ModuleNotFoundError:
         raise MissingExtraError("training", "train") from None
     from backgpt.cli.progress import TrainProgress
+    from backgpt.kernels import keep_freed_memory
     from backgpt.train import train as job
 
+    keep_freed_memory()
+    torch._logging.set_logs(inductor=logging.ERROR, dynamo=logging.ERROR)  # type: ignore[attr-defined]
     with _distributed(settings) as ranks, TrainProgress() as progress:
         result = job(settings, report=progress, ranks=ranks)
     if ranks.first:

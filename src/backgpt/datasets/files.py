@@ -102,7 +102,8 @@ def _read_text(path: Path, *, separator: str | None, tally: Tally) -> Iterator[D
         raise ConfigError("separator = '': give the text that stands between documents")
     number, pending = 1, ""
     for block in _text_blocks(path, tally):
-        *complete, pending = (pending + block).split(separator or END_OF_TEXT)
+        pending = (pending + block).replace("\r\n", "\n")
+        *complete, pending = pending.split(separator or END_OF_TEXT)
         for text in complete:
             yield from document(text, f"{path}#{number}", tally)
             number += 1
@@ -113,15 +114,15 @@ def _read_text(path: Path, *, separator: str | None, tally: Tally) -> Iterator[D
 
 
 def _text_blocks(path: Path, tally: Tally) -> Iterator[str]:
-    """Yield a text file block by block, decoded, without a byte order mark, with `\\n` ends."""
+    """Yield a text file block by block, decoded, without a byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, carry, at_start = 0, "", True
+    offset, at_start = 0, True
     with _open(path, tally) as file:
         while True:
             block = file.read(_BLOCK_BYTES)
             _refuse_binary(block, f"{path}", offset)
             try:
-                text = carry + decoder.decode(block, final=not block)
+                text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 # The decoder has put the bytes it still held in front of the block.
                 held = len(error.object) - len(block)
@@ -129,11 +130,9 @@ def _text_blocks(path: Path, tally: Tally) -> Iterator[str]:
             offset += len(block)
             if text and at_start:
                 text, at_start = text.removeprefix(_BYTE_ORDER_MARK), False
+            yield text
             if not block:
-                yield text
                 return
-            carry = "\r" if text.endswith("\r") else ""  # is a \n coming?
-            yield text.removesuffix(carry).replace("\r\n", "\n")
 
 
 def _read_json_lines(path: Path, *, field: str, tally: Tally) -> Iterator[Document]:

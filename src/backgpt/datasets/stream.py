@@ -36,7 +36,8 @@ class TextStream:
 
     `sources` are pairs of a source and its split; None divides by hash, `valid_fraction` of the
     documents to validation. Sources wholly in `valid` have to come first: a later training
-    document that is identical to one of theirs is dropped. The counts grow while it is read.
+    document that is identical to one of theirs is dropped. The counts grow while the stream is
+    read, so it is read once.
     """
 
     sources: Sequence[tuple[Source, Split | None]]

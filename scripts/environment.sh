@@ -1,0 +1,22 @@
+# Sourced by the other scripts: make .venv once, with the pinned set, and use it.
+#   environment EXTRA    the extra of backgpt to install
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+environment() {
+    local python="${PYTHON:-python3}"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "backgpt needs Python 3.11 or newer; $python is older or missing: set PYTHON" >&2
+        exit 2
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        "$python" -m venv .venv
+    fi
+    . .venv/bin/activate
+    local stamp=".venv/installed-$1"
+    if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
+        echo "installing backgpt[$1] into .venv (once)" >&2
+        python -m pip install --quiet --constraint constraints.txt --editable ".[$1]"
+        touch "$stamp"
+    fi
+}

@@ -1,0 +1,342 @@
+"""The command line as a user meets it: exit codes, one line on stderr, the product on stdout."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import backgpt
+from backgpt.checkpoint import checkpoints
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+TRAIN = [
+    *("--preset=nano", "--n-layer=2", "--n-head=1", "--n-embd=64", "--intermediate-size=96"),
+    *("--block-size=64", "--batch-size=4"),
+]
+
+
+def backgpt_command(*arguments: Any, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "backgpt", *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Assert one clear line on stderr with `words`, nothing on stdout, and the exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    *_, line = done.stderr.strip().split("\n")
+    assert line.startswith("backgpt: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained for a few steps through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    done = backgpt_command("train", *TRAIN, "--data", dataset_path, "--out", out, "--max-steps=8")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"8 steps, validation loss \d\.\d+ \(\d\.\d+ bits per byte\)", done.stdout)
+    return out
+
+
+def test_help_names_every_command() -> None:
+    done = backgpt_command("--help")
+    assert done.returncode == 0
+    for command in ("prepare", "train", "sample"):
+        assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
+
+
+def test_version_is_the_packages() -> None:
+    assert backgpt_command("--version").stdout.strip() == backgpt.__version__
+
+
+def test_every_training_setting_is_a_flag_and_every_flag_a_setting() -> None:
+    import inspect
+
+    from backgpt.cli.train import train
+    from backgpt.config import TrainConfig
+
+    flags = set(inspect.signature(train).parameters) - {"context", "config"}
+    assert flags == set(TrainConfig.model_fields)
+
+
+def test_the_ending_stands_at_the_end_of_standard_output(run: Path) -> None:
+    ending = "and they  lived\nhappily, ever after…"
+    done = backgpt_command(
+        "sample", "--model", run, "--ending", ending, "--max-new-tokens=12", "--seed=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(ending + "\n")
+    assert len(done.stdout) > len(ending) + 5
+    assert done.stderr == ""
+
+
+def test_prompt_is_the_same_flag_and_a_seed_repeats(run: Path) -> None:
+    options = ["sample", "--model", run, "--max-new-tokens=12", "--seed=1"]
+    first = backgpt_command(*options, "--ending", "The end.")
+    second = backgpt_command(*options, "--prompt", "The end.")
+    from_pipe = backgpt_command(*options, "--prompt", "-", text="The end.\n")
+    other = backgpt_command(*options[:-1], "--seed=2", "--ending", "The end.")
+    assert first.stdout == second.stdout == from_pipe.stdout != other.stdout
+
+
+def test_json_has_what_a_program_needs(run: Path) -> None:
+    done = backgpt_command(
+        *("sample", "--model", run, "--ending", "The end.", "--max-new-tokens=6"),
+        *("--num-samples=3", "--json", "--temperature=1.2", "--top-k=50", "--top-p=0.9"),
+        *("--min-p=0.01", "--repetition-penalty=1.1"),
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 3
+    for record in records:
+        assert set(record) == {
+            *("text", "ending", "finish_reason", "logprob", "n_tokens"),
+            *("tokens_per_second", "seed"),
+        }
+        assert record["text"].endswith("The end.")
+        assert record["finish_reason"] in ("stop", "length")
+        assert record["logprob"] < 0
+
+
+def test_a_stream_into_a_pipe_is_the_plain_final_text(run: Path) -> None:
+    options = ["sample", "--model", run, "--ending", "The end.", "--max-new-tokens=9", "--seed=3"]
+    assert backgpt_command(*options, "--stream").stdout == backgpt_command(*options).stdout
+
+
+def test_model_order_prints_the_ending_first(run: Path) -> None:
+    done = backgpt_command(
+        *("sample", "--model", run, "--ending", "The end.", "--max-new-tokens=9"),
+        *("--order", "model"),
+    )
+    assert done.stdout.startswith(". end The")
+
+
+def test_many_samples_are_set_apart(run: Path) -> None:
+    done = backgpt_command(
+        "sample", "--model", run, "--ending", "The end.", "--max-new-tokens=5", "-n", "3"
+    )
+    assert len(done.stdout.split("\n---\n")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--temperature=0"], ["temperature = 0", "top-k = 1"]),
+        (["--temperature=-1"], ["temperature = -1"]),
+        (["--top-p=0"], ["top-p = 0"]),
+        (["--top-p=1.5"], ["top-p = 1.5"]),
+        (["--top-k=0"], ["top-k = 0"]),
+        (["--max-new-tokens=0"], ["max-new-tokens = 0"]),
+        (["--num-samples=0"], ["n = 0"]),
+        (["--seed=-1"], ["seed = -1"]),
+        (["--opening=Once"], ["backward model", "ending"]),
+        (["--prompt=x"], ["--prompt stands for"]),
+        (["--device=quantum"], ["quantum"]),
+        (["--order=sideways"], ["sideways"]),
+        (["--stream", "--json"], ["--stream"]),
+        (["--endin=x"], ["--endin"]),
+    ],
+)
+def test_a_bad_request_to_sample_is_one_line_and_exit_code_2(
+    run: Path, flags: list[str], words: list[str]
+) -> None:
+    done = backgpt_command("sample", "--model", run, "--ending", "The end.", *flags)
+    assert_refused(done, 2, *words)
+
+
+def test_no_ending_and_too_long_an_ending_are_refused(run: Path) -> None:
+    assert_refused(backgpt_command("sample", "--model", run), 2, "give it an ending")
+    long = backgpt_command("sample", "--model", run, "--ending", "and then " * 100)
+    assert_refused(long, 2, "reads at most 64", "shorter")
+
+
+def test_no_model_there_is_refused(tmp_path: Path) -> None:
+    done = backgpt_command("sample", "--model", tmp_path / "none", "--ending", "x")
+    assert_refused(done, 2, "none")
+
+
+def test_an_unknown_direction_in_the_model_is_refused(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints(run)[-1], folder)
+    (folder / "manifest.json").unlink()
+    config = (folder / "config.json").read_text().replace('"backward"', '"sideways"')
+    (folder / "config.json").write_text(config)
+    done = backgpt_command("sample", "--model", folder, "--ending", "x")
+    assert_refused(done, 2, "sideways", "direction")
+
+
+def test_a_flipped_weight_is_refused(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints(run)[-1], folder)
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    done = backgpt_command("sample", "--model", folder, "--ending", "x")
+    assert_refused(done, 1, "model.safetensors", "damaged")
+
+
+def test_prepare_says_what_it_made_and_peeks_in_both_orders(tmp_path: Path) -> None:
+    source = tmp_path / "two.txt"
+    source.write_text("The cat sat. The cat ran." * 20 + "<|endoftext|>" + "A dog sat. " * 30)
+    out = tmp_path / "data"
+    done = backgpt_command(
+        "prepare", source, "--out", out, "--vocab-size=300", "--valid-fraction=0", "--peek=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 documents" in done.stdout
+    assert "reading order: ' The'" in done.stdout
+    assert "model order:   '.'" in done.stdout
+    again = backgpt_command(
+        "prepare", source, "--out", out, "--vocab-size=300", "--valid-fraction=0"
+    )
+    assert "already prepared" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("missing.txt", None, 2, ["missing.txt"]),
+        ("empty.txt", b"", 2, ["empty.txt"]),
+        ("binary.txt", b"ab\x00cd", 2, ["binary.txt"]),
+        ("latin.txt", b"caf\xe9 au lait", 2, ["latin.txt", "byte 3"]),
+        ("bad.jsonl", b'{"text": "x"}\n{oops\n', 2, ["bad.jsonl:2"]),
+        ("field.jsonl", b'{"story": "x"}\n', 2, ["field.jsonl:1", "text"]),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named_and_nothing_is_written(
+    tmp_path: Path, name: str, content: bytes | None, code: int, words: list[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = backgpt_command("prepare", tmp_path / name, "--out", tmp_path / "data")
+    assert_refused(done, code, *words)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_vocabulary_larger_than_uint16_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a b c")
+    done = backgpt_command(
+        "prepare", tmp_path / "a.txt", "--out", tmp_path / "data", "--vocab-size=70000"
+    )
+    assert_refused(done, 2, "70000", "65536")
+
+
+def test_no_source_is_refused() -> None:
+    assert_refused(backgpt_command("prepare"), 2, "no source")
+
+
+def test_an_unknown_key_in_toml_names_the_closest(tmp_path: Path, dataset_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("max_step = 3\n")
+    done = backgpt_command(
+        "train", "--config", tmp_path / "run.toml", "--data", dataset_path, "--out", tmp_path / "r"
+    )
+    assert_refused(done, 2, "unknown key 'max_step'", "'max_steps'", "run.toml")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--direction=sideways"], ["sideways"]),
+        (["--lr=-1"], ["lr = -1"]),
+        (["--epochs=1"], ["max_steps or epochs"]),
+        (["--preset=huge"], ["huge"]),
+        (["--lr=fast"], ["--lr", "number"]),
+    ],
+)
+def test_a_bad_training_setting_is_one_line_and_nothing_is_written(
+    tmp_path: Path, dataset_path: Path, flags: list[str], words: list[str]
+) -> None:
+    out = tmp_path / "r"
+    done = backgpt_command("train", "--data", dataset_path, "--out", out, "--max-steps=2", *flags)
+    assert_refused(done, 2, *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "tokenizer"])
+def test_damaged_data_is_refused_before_the_run_begins(
+    tmp_path: Path, dataset_path: Path, change: str
+) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(dataset_path, data)
+    shard = data / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    if change == "flip":
+        content[-10] ^= 1
+        shard.write_bytes(content)
+    elif change == "cut":
+        shard.write_bytes(content[:-10])
+    else:
+        tokenizer = (data / "tokenizer.json").read_text()
+        (data / "tokenizer.json").write_text(tokenizer + "\n")
+    done = backgpt_command("train", "--data", data, "--out", tmp_path / "r", "--max-steps=2")
+    assert_refused(done, 2 if change == "tokenizer" else 1, str(data))
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
+    tmp_path: Path, dataset_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "r"
+    arguments = ["train", *TRAIN, "--data", dataset_path, "--out", out, "--log-every=1"]
+    command = [sys.executable, "-m", "backgpt", *map(str, arguments)]
+    process = subprocess.Popen(
+        [*command, "--max-steps=100000"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    stopped = re.search(r"stopped at step ([\d,]+) and saved it", errors)
+    assert stopped
+    step = int(stopped[1].replace(",", ""))
+    assert checkpoints(out)[-1].name == f"step-{step}"
+    done = backgpt_command(*arguments, f"--max-steps={step + 2}")
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {step:,}" in done.stderr
+
+
+def test_a_resumed_run_needs_no_other_flag_than_its_folder(run: Path) -> None:
+    done = backgpt_command("train", "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "8 steps" in done.stdout
+
+
+def test_without_torch_training_and_sampling_name_the_extra(run: Path, dataset_path: Path) -> None:
+    for arguments in (
+        ["sample", "--model", str(run), "--ending", "x"],
+        ["train", "--data", str(dataset_path), "--max-steps", "1"],
+    ):
+        program = (
+            "import sys; sys.modules['torch'] = None\n"
+            f"from backgpt.cli import main; main({arguments!r})"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert_refused(done, 2, "pip install 'backgpt[train]'")
