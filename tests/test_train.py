@@ -379,3 +379,16 @@ def test_two_ranks_train_like_one_and_resume_bit_for_bit(
         assert np.array_equal(array, weights_of(broken)[name])
     losses = {run: [r["loss"] for r in read_metrics(run) if "loss" in r] for run in (whole, alone)}
     assert losses[whole] == pytest.approx(losses[alone], rel=1e-4)
+
+
+def test_tensorboard_files_have_the_metrics(dataset_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = settings(dataset_path, tmp_path / "run", tensorboard=True, max_steps=3)
+    train(config, report=Notes())
+    events = EventAccumulator(str(config.out / "tensorboard"))
+    events.Reload()
+    assert {"loss", "grad_norm", "valid_loss"} <= set(events.Tags()["scalars"])
+    written = [event.value for event in events.Scalars("loss")]
+    assert written == pytest.approx([r["loss"] for r in read_metrics(config.out) if "loss" in r])

@@ -300,8 +300,8 @@ class Transformer(nn.Module):
     def compile_regions(self, compile_: kernels.Compile = torch.compile) -> None:
         """Have `compile_` fuse what lies between the products; values stay the same.
 
-        For training on a CPU, where a whole graph takes minutes to compile and gains nothing
-        more. The first step then takes some seconds longer; it needs a C++ compiler.
+        For training on a CPU, where the products themselves are left to the library. The first
+        step then takes some seconds longer; it needs a C++ compiler.
         """
         regions = kernels.compiled_regions(compile_)
         for module in self.modules():

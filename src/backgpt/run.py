@@ -284,8 +284,8 @@ class Run:
     def _wrapped_loss(self) -> nn.Module:
         """Return the module whose output is the summed loss: compiled, or on several ranks.
 
-        A GPU gains from compiling the whole; on a CPU that takes minutes, so regions are compiled
-        there, and with "auto" only for runs long enough to gain the seconds it takes.
+        A GPU gets the whole compiled; a CPU the regions between the products, and with "auto"
+        only in runs long enough to gain back the seconds it takes.
         """
         on_cuda = self.device.type == "cuda"
         compile_ = compiler(self._notice)

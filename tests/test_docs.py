@@ -1,0 +1,65 @@
+"""The documentation: examples that run, a reference that is up to date, links that lead somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from backgpt.config import TrainConfig, build
+from backgpt.run import RunResult
+from backgpt.train import train
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def started(self, *, first_step: int, max_steps: int) -> None: ...
+    def stepped(self, record: object) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A small model where the README's example looks for one."""
+    settings = {
+        "data": dataset_path,
+        "out": tmp_path_factory.mktemp("home") / "runs" / "first",
+        **{"preset": "nano", "n_layer": 1, "n_head": 1, "n_embd": 64, "intermediate_size": 96},
+        **{"block_size": 128, "batch_size": 4, "max_steps": 3},
+    }
+    return train(build(TrainConfig, settings, origin="test"), report=Silent())
+
+
+def test_the_readmes_python_example_runs(
+    trained: RunResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(trained.run.parent.parent)
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.count("The end.") >= 3
+    assert "bits per byte" in printed
+
+
+def test_the_command_line_reference_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "write_cli_reference.py"))
+    assert script["reference"]() == (ROOT / "docs" / "cli.md").read_text(), (
+        "run: python scripts/write_cli_reference.py"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+def test_no_page_names_a_path_of_one_machine() -> None:
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", page.read_text()), page.name
