@@ -1,4 +1,4 @@
-"""The documentation: examples that run, a reference that is up to date, links that lead somewhere."""
+"""The documentation: examples that run, a current reference, links that lead somewhere."""
 
 import re
 import runpy
@@ -28,8 +28,14 @@ def trained(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     settings = {
         "data": dataset_path,
         "out": tmp_path_factory.mktemp("home") / "runs" / "first",
-        **{"preset": "nano", "n_layer": 1, "n_head": 1, "n_embd": 64, "intermediate_size": 96},
-        **{"block_size": 128, "batch_size": 4, "max_steps": 3},
+        "preset": "nano",
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 64,
+        "intermediate_size": 96,
+        "block_size": 128,
+        "batch_size": 4,
+        "max_steps": 3,
     }
     return train(build(TrainConfig, settings, origin="test"), report=Silent())
 
