@@ -14,6 +14,7 @@ import pytest
 
 import backgpt
 from backgpt.checkpoint import checkpoints
+from backgpt.cli.sample import lines_from_end
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 TRAIN = [
@@ -218,7 +219,7 @@ def test_prepare_says_what_it_made_and_peeks_in_both_orders(tmp_path: Path) -> N
         ("missing.txt", None, 2, ["missing.txt"]),
         ("empty.txt", b"", 2, ["empty.txt"]),
         ("binary.txt", b"ab\x00cd", 2, ["binary.txt"]),
-        ("latin.txt", b"caf\xe9 au lait", 2, ["latin.txt", "byte 3"]),
+        ("latin.txt", b"caf\xe9 au lait", 2, ["latin.txt", "offset 3"]),
         ("bad.jsonl", b'{"text": "x"}\n{oops\n', 2, ["bad.jsonl:2"]),
         ("field.jsonl", b'{"story": "x"}\n', 2, ["field.jsonl:1", "text"]),
     ],
@@ -340,3 +341,39 @@ def test_without_torch_training_and_sampling_name_the_extra(run: Path, dataset_p
             [sys.executable, "-c", program], capture_output=True, text=True, check=False
         )
         assert_refused(done, 2, "pip install 'backgpt[train]'")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("aa bb cc dd", ["aa bb", "cc dd"]),
+        ("aa bb cc", ["aa", "bb cc"]),
+        ("aa\nbb cc dd\n", ["aa", "bb", "cc dd", ""]),
+        ("longer-than-wide x", ["longer-than-wide", "x"]),
+        ("", [""]),
+    ],
+)
+def test_lines_fill_from_the_end(text: str, lines: list[str]) -> None:
+    assert lines_from_end(text, 5) == lines
+
+
+def test_what_was_shown_stays_where_it_is_while_text_grows_leftward() -> None:
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "and",
+        "runs",
+        "home",
+    ]
+    for start in range(1, len(words)):
+        shorter = lines_from_end(" ".join(words[start:]), 20)
+        longer = lines_from_end(" ".join(words[start - 1 :]), 20)
+        assert longer[len(longer) - len(shorter) + 1 :] == shorter[1:]
+        assert longer[-len(shorter)].endswith(shorter[0])

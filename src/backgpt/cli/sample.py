@@ -137,12 +137,35 @@ def _record(model: "Model", text: "Text", speed: float) -> dict[str, object]:
 
 
 def _show_growing(pieces: Iterator[str], text: str, *, leftward: bool) -> None:
+    """Show the text as it grows. Leftward, lines fill from the end: what stands there stays."""
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text as Line
+    from rich.text import Text as Lines
 
-    with Live(Line(text), console=Console(highlight=False), vertical_overflow="crop") as live:
+    console = Console(highlight=False)
+    with Live(console=console, vertical_overflow="crop") as live:
         for piece in pieces:
             text = piece + text if leftward else text + piece
-            live.update(Line(text))
+            shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
+            live.update(Lines(shown, justify="right" if leftward else "left"))
         live.vertical_overflow = "visible"
+        live.update(Lines(text))
+
+
+def lines_from_end(text: str, width: int) -> list[str]:
+    """Wrap `text` so that lines are full at the end of a paragraph and short at its beginning."""
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        *words, line = paragraph.split(" ")
+        first = len(lines)
+        while words:
+            word = words.pop()
+            if cell_len(word) + 1 + cell_len(line) > width:
+                lines.insert(first, line)
+                line = word
+            else:
+                line = f"{word} {line}"
+        lines.insert(first, line)
+    return lines
