@@ -131,7 +131,9 @@ def test_preparing_and_the_text_side_of_generation_load_no_torch() -> None:
 
 
 def test_the_public_names_are_those_listed_and_all_resolve() -> None:
-    assert backgpt.__all__ == ["BackgptError", "Model", "Score", "Text", "__version__", "load"]
+    assert backgpt.__all__ == [
+        *("BackgptError", "Model", "Sampling", "Score", "Text", "__version__", "load")
+    ]
     for name in backgpt.__all__:
         assert getattr(backgpt, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):

@@ -151,6 +151,7 @@ def test_many_samples_are_set_apart(run: Path) -> None:
         (["--device=quantum"], ["quantum"]),
         (["--order=sideways"], ["sideways"]),
         (["--stream", "--json"], ["--stream"]),
+        (["--json", "--order=model"], ["--order"]),
         (["--endin=x"], ["--endin"]),
     ],
 )
@@ -165,6 +166,22 @@ def test_no_ending_and_too_long_an_ending_are_refused(run: Path) -> None:
     assert_refused(backgpt_command("sample", "--model", run), 2, "give it an ending")
     long = backgpt_command("sample", "--model", run, "--ending", "and then " * 100)
     assert_refused(long, 2, "reads at most 64", "shorter")
+
+
+def test_an_ending_from_a_pipe_that_is_not_utf_8_is_refused(run: Path) -> None:
+    command = [sys.executable, "-m", "backgpt", "sample", "--model", str(run), "--ending", "-"]
+    done = subprocess.run(command, input=b"ab\xffc", capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"byte 2" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_missing_data_is_named() -> None:
+    assert_refused(backgpt_command("train", "--max-steps=5"), 2, "data is missing")
+
+
+def test_no_command_shows_the_help() -> None:
+    assert backgpt_command().stdout == backgpt_command("--help").stdout
 
 
 def test_no_model_there_is_refused(tmp_path: Path) -> None:
@@ -305,7 +322,10 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     arguments = ["train", *TRAIN, "--data", dataset_path, "--out", out, "--log-every=1"]
     command = [sys.executable, "-m", "backgpt", *map(str, arguments)]
     process = subprocess.Popen(
-        [*command, "--max-steps=100000"], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [*command, "--max-steps=100000", "--compile=off"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:

@@ -66,6 +66,11 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_no_page_has_a_gap_to_be_filled() -> None:
+    for page in PAGES:
+        assert "@@" not in page.read_text(), page.name
+
+
 def test_no_page_names_a_path_of_one_machine() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", page.read_text()), page.name

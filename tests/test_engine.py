@@ -10,7 +10,6 @@ import torch
 import backgpt.engine
 from backgpt.config import ModelConfig
 from backgpt.engine import Engine
-from backgpt.engine import torch_engine as torch_engine_module
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
 from backgpt.model import Transformer
@@ -120,9 +119,8 @@ def test_rows_in_use_survive_growth(engine: Engine) -> None:
 
 
 def test_scores_equal_the_models_log_probabilities_in_the_given_order(
-    engine: Engine, model: Transformer, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, model: Transformer
 ) -> None:
-    monkeypatch.setattr(torch_engine_module, "SCORE_BATCH_IDS", 40)
     texts = [prompt(length, seed=length) for length in (7, BLOCK + 1, 2, 1, 20, 7)]
     scores = engine.score(texts)
     assert [len(row) for row in scores] == [6, BLOCK, 1, 0, 19, 6]

@@ -99,6 +99,12 @@ def test_top_k_1_takes_the_likeliest_without_a_random_number() -> None:
     assert random.bit_generator.state == before
 
 
+def test_a_tiny_temperature_takes_the_likeliest_and_nothing_forbidden() -> None:
+    logits = np.array([-np.inf, 1.0, 2.0, 0.0, -np.inf])
+    sampling = Sampling(temperature=1e-320)
+    assert draw(logits, sampling, np.random.default_rng(1), seen=NOT_SEEN) == 2
+
+
 @pytest.mark.parametrize(
     "setting",
     [

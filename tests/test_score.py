@@ -91,6 +91,16 @@ def test_a_text_longer_than_the_context_is_scored_in_windows_and_says_so(
         assert np.count_nonzero(score.token_logprobs) == n_ids + 1
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_every_id_of_a_text_without_white_space_is_scored_once(
+    engine: TorchEngine, tokenizer: Tokenizer, unit: Unit
+) -> None:
+    text = "中" * 60
+    [score] = score_texts(engine, Language(tokenizer, "backward", unit), [text])
+    assert score.n_windows > 1
+    assert np.count_nonzero(score.token_logprobs) == len(tokenizer.encode(text)) + 1
+
+
 def test_a_more_likely_text_scores_higher(engine: TorchEngine, tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
     one, other = score_texts(engine, language, ["The end.", "The eend."])

@@ -271,19 +271,97 @@ def test_other_data_is_refused(
     source.write_text("<|endoftext|>".join(texts[:50]))
     tokenizer = dataset_path / "tokenizer.json"
     prepare([str(source)], tmp_path / "other", tokenizer=tokenizer, workers=1)
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match="other data"):
         train(settings(tmp_path / "other", finished), report=Notes())
+    assert before == {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
 
 
 def test_training_begins_from_given_weights(
     finished: Path, dataset_path: Path, tmp_path: Path
 ) -> None:
-    config = settings(dataset_path, tmp_path / "tuned", init=finished / LATEST)
-    model = Run(config, Notes(), run_module.Ranks()).model
+    config = settings(dataset_path, tmp_path / "tuned", init=finished / LATEST, direction="forward")
+    notes = Notes()
+    run = Run(config, notes, run_module.Ranks())
+    run.resume()
     given = weights_of(finished)
-    assert given.keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
+    assert given.keys() == run.model.state_dict().keys()
+    for name, tensor in run.model.state_dict().items():
         assert np.array_equal(tensor.numpy(), given[name])
+    assert any("direction = backward" in text for text in notes.notices)
+
+
+def test_a_tuned_run_goes_on_when_what_it_began_from_is_gone(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints(finished)[-1], tmp_path / "base")
+    config = settings(dataset_path, tmp_path / "tuned", init=tmp_path / "base", max_steps=2)
+    train(config, report=Notes())
+    shutil.rmtree(tmp_path / "base")
+    notes = Notes()
+    train(settings(dataset_path, tmp_path / "tuned", init=tmp_path / "base"), report=notes)
+    assert notes.first_step == 2
+
+
+@pytest.mark.parametrize("block_size", [5, 60, 100])
+def test_a_context_that_is_no_multiple_of_8_trains(
+    dataset_path: Path, tmp_path: Path, block_size: int
+) -> None:
+    config = settings(dataset_path, tmp_path, block_size=block_size, max_steps=3, sample_endings=[])
+    train(config, report=Notes())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(dataset_path: Path, tmp_path: Path) -> None:
+    config = settings(dataset_path, tmp_path / "run", optimizer="adamw", lr=1e39, save_every=1)
+    with pytest.raises(TrainingError, match="is not a number"):
+        train(config, report=Notes())
+    assert checkpoints(config.out) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    config = settings(dataset_path, tmp_path / "killed")
+    config.out.mkdir()
+    (config.out / "metrics.jsonl").write_text('{"step": 1, "loss": 6.0}\n{"step": 2, "lo')
+    train(config, report=Notes())
+    train(settings(dataset_path, tmp_path / "whole"), report=Notes())
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_beyond_the_steps_asked_for_is_refused(finished: Path, dataset_path: Path) -> None:
+    before = (finished / "config.toml").read_text()
+    with pytest.raises(ConfigError, match="beyond max_steps = 3"):
+        train(settings(dataset_path, finished, max_steps=3), report=Notes())
+    assert (finished / "config.toml").read_text() == before
+
+
+def test_a_file_where_the_run_folder_should_be_is_refused(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ConfigError, match="not a folder"):
+        train(settings(dataset_path, tmp_path / "run"), report=Notes())
+
+
+def test_a_forward_run_samples_whole_texts_and_not_from_endings(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    config = settings(dataset_path, tmp_path / "run", direction="forward", max_steps=1)
+    train(config, report=Notes())
+    assert "> The end." not in (config.out / "samples.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_bit_for_bit(dataset_path: Path, tmp_path: Path) -> None:
+    options = {"compile": "on", "precision": "auto", "max_steps": 12, "eval_every": 4}
+    train(settings(dataset_path, tmp_path / "whole", **options), report=Notes())
+    broken = settings(dataset_path, tmp_path / "broken", **options)
+    with pytest.raises(StoppedError):
+        train(broken, report=Notes({5: lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    torch.compiler.reset()
+    train(broken, report=Notes())
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_weights_of_another_shape_are_refused(

@@ -6,14 +6,22 @@ for story in model.write(ending="The end.", n=3):
     print(story.text)
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backgpt.api import Model, load
+    from backgpt.errors import BackgptError
+    from backgpt.generate import Text
+    from backgpt.sampling import Sampling
+    from backgpt.score import Score
 
 __version__ = "0.1.0"
-__all__ = ["BackgptError", "Model", "Score", "Text", "__version__", "load"]
+__all__ = ["BackgptError", "Model", "Sampling", "Score", "Text", "__version__", "load"]
 
 _HOMES = {
     "BackgptError": "backgpt.errors",
     "Model": "backgpt.api",
+    "Sampling": "backgpt.sampling",
     "Score": "backgpt.score",
     "Text": "backgpt.generate",
     "load": "backgpt.api",

@@ -16,7 +16,7 @@ from pathlib import Path
 from backgpt.checkpoint import ModelFolder, read_model
 from backgpt.config import ModelConfig
 from backgpt.engine import Engine
-from backgpt.errors import CorruptFileError, MissingExtraError, UsageError
+from backgpt.errors import MissingExtraError, UsageError
 from backgpt.generate import Language, Prompt, Text, Writer, collect, generate, in_model_order
 from backgpt.order import Direction, Unit
 from backgpt.sampling import Sampling
@@ -152,20 +152,14 @@ def load(path: str | PathLike[str], *, device: str = "cpu") -> Model:
 
 def _torch_engine(folder: ModelFolder, device: str) -> Engine:
     try:
-        import torch
+        from backgpt.devices import Ranks, choose_device
+        from backgpt.engine.torch_engine import TorchEngine
+        from backgpt.model import Transformer
     except ModuleNotFoundError:
         raise MissingExtraError("running a model", "train") from None
-    from backgpt.devices import Ranks, choose_device
-    from backgpt.engine.torch_engine import TorchEngine
-    from backgpt.model import Transformer
 
     model = Transformer(folder.config)
-    weights = {name: torch.from_numpy(array) for name, array in folder.weights.items()}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).split("\n\t")[1:2] or [str(error)]
-        raise CorruptFileError(f"the weights do not fit the model's shape: {first[0]}") from None
+    model.load_arrays(folder.weights)
     return TorchEngine(model, device=choose_device(device, Ranks()))
 
 

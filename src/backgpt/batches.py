@@ -82,7 +82,8 @@ class Windows:
         """Return window `index` in model order, (length + 1,), its context id first."""
         shard, document, first, last = self._table[index]
         marked = self._tokenizer.mark(self._shards[shard].document(int(document)))
-        return self._order.to_model(ReadingIds(marked[first : last + 1]))
+        ids = marked[first : last + 1]
+        return ModelIds(ids[self._order.permutation(ids, last_apart=True)])
 
     def batch(self, indices: Int64s) -> Batch:
         """Return the windows `indices`, one a row, padded on the right.
@@ -91,7 +92,7 @@ class Windows:
         """
         sequences = [self.sequence(int(index)) for index in indices]
         longest = max((len(ids) - 1 for ids in sequences), default=1)
-        width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self._block_size)
         inputs = np.full((max(len(sequences), 1), width), self._tokenizer.pad_id, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
         for row, ids in enumerate(sequences):

@@ -98,6 +98,7 @@ def read_model(path: Path) -> ModelFolder:
             f"{folder / TOKENIZER} has {tokenizer.vocab_size} ids, the model "
             f"{values.get('vocab_size')}: copy the folder again"
         )
+    values = {**values.get("rope_parameters", {}), **values}
     missing = [name for name in HUGGING_FACE_NAMES.values() if name not in values]
     if missing:
         raise CorruptFileError(f"{folder / CONFIG} has no {missing[0]!r}: copy the folder again")
@@ -176,11 +177,16 @@ def step_of(folder: Path) -> int:
 
 
 def thin(run: Path, *, keep_last: int) -> None:
-    """Delete all checkpoints but the last `keep_last` and the one that `best` points to."""
+    """Delete all checkpoints but the last `keep_last` and the one that `best` points to.
+
+    What a killed save left behind is deleted as well.
+    """
     best = pointed(run, BEST)
     for folder in checkpoints(run)[:-keep_last]:
         if folder != best:
             shutil.rmtree(folder)
+    for unfinished in (run / CHECKPOINTS).glob("step-*.tmp"):
+        shutil.rmtree(unfinished)
 
 
 def point(run: Path, name: str, folder: Path) -> None:
@@ -277,6 +283,10 @@ def _read_arrays(path: Path) -> Arrays:
         raise CorruptFileError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise CorruptFileError(f"{path} is damaged: {error}") from None
+    except TypeError as error:  # numpy has no bfloat16
+        raise UsageError(
+            f"{path} holds numbers of another type: {error}; save it as float32"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

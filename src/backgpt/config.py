@@ -1,4 +1,4 @@
-"""Frozen, strict settings: the model's shape, a training run, presets, TOML.
+"""Frozen settings: the model's shape, a training run, presets, TOML.
 
 Takes dictionaries and TOML files; gives validated, immutable objects.
 An unknown key is an error that names the closest known one.
@@ -19,7 +19,7 @@ MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys, no conversions that lose information."""
+    """Base of all settings: immutable, no unknown keys, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -155,6 +155,8 @@ def build(kind: type[AnySettings], values: Mapping[str, Any], *, origin: str) ->
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            raise ConfigError(f"{origin}: {key} is missing") from None
         where = f"{key} = {first['input']!r}: " if key else ""
         raise ConfigError(f"{origin}: {where}{reason[:1].lower()}{reason[1:]}") from None
 

@@ -7,15 +7,17 @@ H heads (`n_head`; keys and values have `n_kv_head`), D width of a head, V size 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backgpt import kernels
 from backgpt.config import ModelConfig
-from backgpt.errors import UsageError
+from backgpt.errors import CorruptFileError, UsageError
 from backgpt.kernels import IGNORE
 
 __all__ = ["IGNORE", "Cache", "Transformer"]
@@ -228,6 +230,18 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialize(generator)
+
+    def load_arrays(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over `weights`, named as in `state_dict`.
+
+        Raises CorruptFileError if a name is missing or unknown, or a shape differs.
+        """
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join((str(error).split("\n\t")[1:2] or [str(error)])[0].split())
+            raise CorruptFileError(f"the weights do not fit the model's shape: {reason}") from None
 
     @property
     def dtype(self) -> torch.dtype:

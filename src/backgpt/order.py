@@ -52,14 +52,20 @@ class Order:
         """Return model-order `ids`, (T,), in reading order, (T,): the inverse of `to_model`."""
         return ReadingIds(ids[self.permutation(ids)])
 
-    def permutation(self, ids: IdArray) -> npt.NDArray[np.intp]:
-        """Return (T,) positions such that `ids[positions]` is in the other order."""
+    def permutation(self, ids: IdArray, *, last_apart: bool = False) -> npt.NDArray[np.intp]:
+        """Return (T,) positions such that `ids[positions]` is in the other order.
+
+        `last_apart` is for reading-order windows, whose last id the next window begins with: it
+        is a unit of its own even if a word was cut there.
+        """
         positions = np.arange(len(ids))
         if self.direction == "forward":
             return positions
         if self.unit == "token":
             return positions[::-1]
-        group = np.cumsum(self.group_starts(ids), dtype=np.int64)
+        starts = self.group_starts(ids)
+        starts[-1:] |= last_apart
+        group = np.cumsum(starts, dtype=np.int64)
         return np.argsort(group[-1:] - group, kind="stable")
 
     def group_starts(self, ids: IdArray) -> npt.NDArray[np.bool_]:

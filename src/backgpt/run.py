@@ -3,9 +3,10 @@
 `train` holds the loop and calls the methods here in turn.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ from backgpt.devices import (
 )
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
-from backgpt.generate import Language, collect
+from backgpt.generate import Language, Prompt, collect
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer
 from backgpt.sampling import Sampling
@@ -97,14 +98,13 @@ class Run:
             seed=config.seed,
         )
         self.max_steps = config.max_steps or self.batches.steps_in(config.epochs or 1)
-        initial = self._initial_model()
+        self.prompts = self._sample_prompts()
 
         self.device = choose_device(config.device, ranks)
         self.autocast = autocast(config.precision, self.device)
-        torch.manual_seed(config.seed)
-        self.model = Transformer(self.shape, dropout=config.dropout).to(self.device)
-        if initial is not None:
-            self._load(initial)
+        generator = torch.Generator().manual_seed(config.seed)
+        model = Transformer(self.shape, dropout=config.dropout, generator=generator)
+        self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step_loss = self._wrapped_loss()
         self.peak = peak_flops(self.device)
@@ -115,28 +115,26 @@ class Run:
 
     def resume(self) -> int:
         """Take up the newest checkpoint that verifies; return the step to go on with."""
-        run = self.config.out
-        if self.ranks.first:
-            run_folder.open_run(self.config)
-            self.board = _board(self.config) if self.config.tensorboard else None
-        for folder in reversed(checkpoints(run)):
-            try:
-                checkpoint = read_checkpoint(folder)
-            except CorruptFileError as error:
-                self._notice(f"skipping a damaged checkpoint: {error}")
-                continue
-            self._check_same_data(checkpoint)
-            self._load(checkpoint.model)
+        run_folder.check_same_run(self.config)
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is None:
+            self._begin_from(self.config.init)
+            step = 0
+        else:
+            self._check_continues(checkpoint)
+            self.model.load_arrays(checkpoint.model.weights)
             self.optimizer.load_state_tensors(_tensors(checkpoint.optimizer))
             self.tokens = checkpoint.state["tokens"]
             self.clock = (time.perf_counter(), self.tokens)
-            if self.ranks.first:
-                run_folder.rewind(run, checkpoint.step)
-            self._notice(f"going on from step {checkpoint.step:,} in {run}")
-            if self.evaluates_at(checkpoint.step) and checkpoint.step not in self._valid_losses():
-                self.evaluate(checkpoint.step)  # it was stopped between saving and this
-            return checkpoint.step
-        return 0
+            step = checkpoint.step
+            self._notice(f"going on from step {step:,} in {self.config.out}")
+        if self.ranks.first:
+            self.board = _board(self.config) if self.config.tensorboard else None
+            run_folder.write_settings(self.config)
+            run_folder.rewind(self.config.out, step)
+        if step and self.evaluates_at(step) and step not in self._valid_losses():
+            self.evaluate(step)  # it was stopped between saving and this
+        return step
 
     def accumulate_gradients(self, step: int) -> Tensor:
         """Add up the gradients of this rank's share of a step; return its share of the loss.
@@ -148,21 +146,30 @@ class Run:
         n_targets = sum(int(self.windows.lengths[indices].sum()) for indices in micro_batches)
         rank, world_size = self.ranks.rank, self.ranks.world_size
         mine = micro_batches[rank::world_size] or [np.zeros(0, dtype=np.int64)]
-        if self.config.dropout:
-            seed = np.random.SeedSequence([self.config.seed, step, rank])
-            torch.manual_seed(int(seed.generate_state(1)[0]))
         total = torch.zeros((), device=self.device)
-        for number, indices in enumerate(mine, start=1):
-            batch = self.windows.batch(indices)
-            inputs = torch.from_numpy(batch.inputs).to(self.device, non_blocking=True)
-            targets = torch.from_numpy(batch.targets).to(self.device, non_blocking=True)
-            with self._synced(last=number == len(mine)):
-                with self.autocast():
-                    loss = self.step_loss(inputs, targets)
-                (loss * (world_size / n_targets)).backward()  # ranks average their gradients
-            total += loss.detach()
+        with self._dropout_of(step):
+            for number, indices in enumerate(mine, start=1):
+                with self._synced(last=number == len(mine)):
+                    # Ranks average their gradients, hence world_size.
+                    total += self._backward(indices, scale=world_size / n_targets)
         self.tokens += n_targets
         return total / n_targets
+
+    def _backward(self, indices: npt.NDArray[np.int64], *, scale: float) -> Tensor:
+        """Add the gradients of `scale` times the summed loss of one micro-batch; return the sum."""
+        batch = self.windows.batch(indices)
+        inputs = torch.from_numpy(batch.inputs).to(self.device, non_blocking=True)
+        targets = torch.from_numpy(batch.targets).to(self.device, non_blocking=True)
+        try:
+            with self.autocast():
+                loss: Tensor = self.step_loss(inputs, targets)
+            torch.autograd.backward(loss * scale)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"out of memory with batch_size = {self.config.batch_size}: lower it, and raise "
+                f"grad_accum_steps = {self.config.grad_accum_steps} in proportion"
+            ) from None
+        return loss.detach()
 
     def remember(self, step: int, loss: Tensor, norm: Tensor, scale: float) -> None:
         """Keep a step's figures, on the device, until they are written."""
@@ -177,10 +184,7 @@ class Run:
         finite = torch.isfinite(losses) & torch.isfinite(norms)
         if not bool(finite.all()):
             step = self.waiting[int(torch.nonzero(~finite)[0])][0]
-            raise TrainingError(
-                f"the loss of step {step:,} is not a number; {self.config.out} keeps what was "
-                f"saved before: lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}"
-            )
+            raise self._diverged(f"the loss of step {step:,}")
         figures = zip(self.waiting, losses.tolist(), norms.tolist(), strict=True)
         records: list[dict[str, Any]] = [
             {"step": step, "loss": loss, "grad_norm": norm, "lr_scale": scale}
@@ -191,9 +195,14 @@ class Run:
         self.waiting.clear()
 
     def save(self, done: int) -> None:
-        """Save a checkpoint and delete the old ones that are not needed."""
+        """Save a checkpoint and delete the old ones that are not needed.
+
+        Raises TrainingError, and saves nothing, if a weight is not a number.
+        """
         if not self.ranks.first:
             return
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.model.parameters()):
+            raise self._diverged(f"a weight after step {done:,}")
         model = ModelFolder(
             config=self.shape,
             direction=self.config.direction,
@@ -219,6 +228,8 @@ class Run:
             with self.autocast():
                 nats = corpus_nats(engine, self.valid_windows)
             loss = nats / self.valid_windows.n_targets
+            if not math.isfinite(loss):
+                raise self._diverged(f"the validation loss after step {done:,}")
             bpb = bits_per_byte(nats, self.valid_bytes)
             self._write([{"step": done, "valid_loss": loss, "valid_bpb": bpb}])
             if loss <= min(self._valid_losses().values()):
@@ -248,11 +259,20 @@ class Run:
         records = run_folder.read_metrics(self.config.out)
         return {r["step"]: r["valid_loss"] for r in records if "valid_loss" in r}
 
-    def _initial_model(self) -> ModelFolder | None:
-        """Read the weights to begin with, and check that they fit."""
-        if self.config.init is None:
-            return None
-        model = read_model(self.config.init)
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """Read the newest checkpoint that verifies, with a warning for each that does not."""
+        for folder in reversed(checkpoints(self.config.out)):
+            try:
+                return read_checkpoint(folder)
+            except CorruptFileError as error:
+                self._notice(f"skipping a damaged checkpoint: {error}")
+        return None
+
+    def _begin_from(self, path: Path | None) -> None:
+        """Take the weights of the model at `path`, if one is given; check that they fit."""
+        if path is None:
+            return
+        model = read_model(path)
         if model.tokenizer.sha256 != self.tokenizer.sha256:
             raise ConfigError(
                 f"{self.config.init} has another tokenizer than {self.config.data}: prepare the "
@@ -264,9 +284,17 @@ class Run:
                     f"{self.config.init} has {name} = {getattr(model.config, name)}, this run "
                     f"{value}: give the preset and dimensions of the model you start from"
                 )
-        return model
+        for name, value in (("direction", model.direction), ("unit", model.unit)):
+            if getattr(self.config, name) != value:
+                self._notice(f"{path} has {name} = {value}; it is trained on the other way")
+        self.model.load_arrays(model.weights)
 
-    def _check_same_data(self, checkpoint: Checkpoint) -> None:
+    def _check_continues(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.step > self.max_steps:
+            raise ConfigError(
+                f"{self.config.out} is at step {checkpoint.step:,}, beyond max_steps = "
+                f"{self.max_steps:,}: give more steps to go on, or another --out"
+            )
         known = checkpoint.model.tokenizer.sha256, checkpoint.state["n_targets"]
         if known != (self.tokenizer.sha256, self.windows.n_targets):
             raise ConfigError(
@@ -274,8 +302,27 @@ class Run:
                 "give that data to go on, or another --out to start anew"
             )
 
-    def _load(self, model: ModelFolder) -> None:
-        self.model.load_state_dict(_tensors(model.weights))
+    def _sample_prompts(self) -> list[Prompt]:
+        """Return what is sampled from while training: the endings, or nothing for a forward run.
+
+        Raises DataError for an ending that is not text.
+        """
+        endings = self.config.sample_endings
+        given = endings if self.config.direction == "backward" else ("",) * len(endings)
+        return [self.language.prompt(text, at_edge=True) for text in given]
+
+    def _dropout_of(self, step: int) -> AbstractContextManager[None]:
+        """Let what is dropped follow from (seed, step, rank), whatever was drawn before."""
+        if not self.config.dropout:
+            return nullcontext()
+        seed = np.random.SeedSequence([self.config.seed, step, self.ranks.rank])
+        return _seeded(int(seed.generate_state(1)[0]), self.device)
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} is not a number; {self.config.out} keeps what was saved before: "
+            f"lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}"
+        )
 
     def _windows(self, shards: tuple[Shard, ...]) -> Windows:
         block_size = self.shape.block_size
@@ -321,8 +368,7 @@ class Run:
         return {**figures, "share_of_peak": round(share / self.ranks.world_size, 4)}
 
     def _samples(self, engine: TorchEngine, done: int) -> Iterator[str]:
-        for ending in self.config.sample_endings:
-            prompt = self.language.prompt(ending, at_edge=True)
+        for prompt in self.prompts:
             if len(prompt.ids) <= engine.block_size:
                 sampling = Sampling()
                 yield from (
@@ -363,6 +409,14 @@ class _StepLoss(nn.Module):
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the summed loss in nats over the targets of (B, T) ids."""
         return self.loss(ids, targets)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own random numbers, which dropout draws from, and put them back after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _board(config: TrainConfig) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backgpt.config import TrainConfig, build, read_toml, to_toml
-from backgpt.errors import ConfigError
+from backgpt.errors import BackgptError, ConfigError
 from backgpt.files import write_whole
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
@@ -27,12 +27,14 @@ CHANGEABLE = frozenset(
 Record = Mapping[str, Any]
 
 
-def open_run(config: TrainConfig) -> Path:
-    """Make the run folder of `config`, or check that the one there was started alike.
+def check_same_run(config: TrainConfig) -> None:
+    """Check that the run folder of `config`, if there is one, was started alike.
 
-    Raises ConfigError, and writes nothing, if a setting that matters differs.
+    Raises ConfigError if a setting that matters differs, or if something else is in the way.
     """
     run, file = config.out, config.out / SETTINGS
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is not a folder: choose another --out")
     if file.is_file():
         before = build(TrainConfig, read_toml(file), origin=str(file))
         for key, value in config:
@@ -41,9 +43,15 @@ def open_run(config: TrainConfig) -> Path:
                     f"{run} was started with {key} = {getattr(before, key)!r}, not {value!r}: "
                     "give the same settings to go on, or another --out to start anew"
                 )
-    run.mkdir(parents=True, exist_ok=True)
-    write_whole(file, to_toml(config).encode())
-    return run
+
+
+def write_settings(config: TrainConfig) -> None:
+    """Make the run folder and write `config.toml`. Raises BackgptError if that cannot be."""
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_whole(config.out / SETTINGS, to_toml(config).encode())
+    except OSError as error:
+        raise BackgptError(f"cannot write to {config.out}: {error.strerror}") from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

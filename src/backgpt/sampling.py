@@ -56,7 +56,8 @@ def draw(
     scores = penalize(logits.astype(np.float64), seen, sampling.repetition_penalty)
     if sampling.top_k == 1:
         return int(np.argmax(scores))
-    probabilities = softmax(scores / sampling.temperature)
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the likeliest vanish
+        probabilities = softmax((scores - scores.max()) / sampling.temperature)
     if sampling.top_k is not None:
         probabilities = keep_top_k(probabilities, sampling.top_k)
     if sampling.top_p < 1:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from backgpt.batches import Windows, cut_by_length, cut_document
 from backgpt.engine import Engine
 from backgpt.generate import Language
-from backgpt.order import ModelIds, ReadingIds
+from backgpt.order import ModelIds
 
 SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
 
@@ -57,15 +57,20 @@ def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> lis
     marked = [language.tokenizer.mark(language.tokenizer.encode(text)) for text in texts]
     cuts = [list(cut_document(ids, order, block_size=engine.block_size)) for ids in marked]
     pieces = [
-        (number, first, ReadingIds(marked[number][first : last + 1]))
+        (number, first, marked[number][first : last + 1])
         for number, windows in enumerate(cuts)
         for first, last in windows
     ]
+    turns = [order.permutation(ids, last_apart=True) for _, _, ids in pieces]
     lengths = np.array([len(ids) - 1 for _, _, ids in pieces], dtype=np.int64)
+
+    def model_ids(index: int) -> ModelIds:
+        return ModelIds(pieces[index][2][turns[index]])
+
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
-    for index, values in _score_batched(engine, lengths, lambda i: order.to_model(pieces[i][2])):
-        number, first, ids = pieces[index]
-        by_text[number][first + order.permutation(ids)[1:]] = values
+    for index, values in _score_batched(engine, lengths, model_ids):
+        number, first, _ = pieces[index]
+        by_text[number][first + turns[index][1:]] = values
     return [
         Score(
             logprob=float(values.sum(dtype=np.float64)),

@@ -19,7 +19,6 @@ from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
 app = typer.Typer(
     name="backgpt",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -51,7 +50,8 @@ def backgpt(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     try:
-        code = app(arguments, standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = app(given or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except BackgptError as error:
         _fail(str(error), error.exit_code)
@@ -60,11 +60,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
         sys.exit(EXIT_FAILURE)
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILURE)
     except Exception as error:
         usage = _parser_error(error)
         if usage is None:
             raise
         _fail(*usage)
+    if code == EXIT_INTERRUPTED:  # the parser caught it
+        _fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

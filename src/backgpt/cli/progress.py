@@ -23,9 +23,9 @@ SECONDS_BETWEEN_LINES = 10.0
 class _Display:
     """A rich progress bar where it can be seen, and nothing where it cannot."""
 
-    def __init__(self, *columns: ProgressColumn) -> None:
+    def __init__(self, *columns: ProgressColumn, shown: bool = True) -> None:
         console = Console(stderr=True, highlight=False)
-        self.visible = console.is_terminal
+        self.visible = console.is_terminal and shown
         self.bar = Progress(*columns, console=console, disable=not self.visible, transient=True)
 
     def __enter__(self) -> Self:
@@ -75,9 +75,9 @@ class ByteProgress(_Display):
 class TrainProgress(_Display):
     """Progress of `train`; implements `run.Reporter`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True) -> None:
         figures = TextColumn("{task.fields[figures]}")
-        super().__init__(BarColumn(), MofNCompleteColumn(), figures, _eta())
+        super().__init__(BarColumn(), MofNCompleteColumn(), figures, _eta(), shown=shown)
         self._task = self.bar.add_task("train", total=None, figures="")
         self._max_steps = 0
         self._first: tuple[int, float] = (0, 0.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
-from backgpt.errors import UsageError
+from backgpt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
@@ -64,6 +64,15 @@ def sample(
     """
     if stream and (num_samples > 1 or as_json or order == "model"):
         raise UsageError("--stream shows one text: leave out --num-samples, --json and --order")
+    if as_json and order == "model":
+        raise UsageError("--json has the text in reading order: leave out --order")
+    sampling = _sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     from backgpt.api import load
 
     loaded = load(model, device=device)
@@ -72,13 +81,6 @@ def sample(
             raise UsageError("--prompt stands for --ending or --opening: give one of them")
         ending, opening = (prompt, None) if loaded.direction == "backward" else (None, prompt)
     ending, opening = _read_dash(ending), _read_dash(opening)
-    sampling = _sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
     if stream and sys.stdout.isatty():
         pieces = loaded.stream(
             ending,
@@ -120,7 +122,12 @@ def _sampling(**given: float | int | None) -> "Sampling":
 
 def _read_dash(text: str | None) -> str | None:
     """Return standard input for "-", without the line break a shell puts at its end."""
-    return sys.stdin.read().removesuffix("\n") if text == "-" else text
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 at byte {error.start}: convert it") from None
 
 
 def _record(model: "Model", text: "Text", speed: float) -> dict[str, object]:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from backgpt.config import TrainConfig
     from backgpt.devices import Ranks
 
-SHAPE, LENGTH, STEP, RUN = "Shape", "Length", "Optimization", "Run"
+LONGEST_WAIT = timedelta(hours=2)  # other ranks wait while the first one validates
 
 
 def train(
@@ -69,7 +70,8 @@ def train(
         Literal["auto", "bf16", "fp32"] | None, Option(help="Of products; weights are fp32.")
     ] = None,
     compile: Annotated[
-        Literal["auto", "on", "off"] | None, Option(help="torch.compile; auto: on a GPU.")
+        Literal["auto", "on", "off"] | None,
+        Option(help="torch.compile; auto: on a GPU, and in long runs."),
     ] = None,
     log_every: Annotated[int | None, Option(help="Steps between lines of progress.")] = None,
     eval_every: Annotated[int | None, Option(help="Steps between validations.")] = None,
@@ -96,7 +98,7 @@ def train(
 
     keep_freed_memory()
     torch._logging.set_logs(inductor=logging.ERROR, dynamo=logging.ERROR)  # type: ignore[attr-defined]
-    with _distributed(settings) as ranks, TrainProgress() as progress:
+    with _distributed(settings) as ranks, TrainProgress(shown=ranks.first) as progress:
         result = job(settings, report=progress, ranks=ranks)
     if ranks.first:
         loss = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.4f}"
@@ -132,7 +134,7 @@ def _distributed(settings: "TrainConfig") -> "Iterator[Ranks]":
         yield Ranks()
         return
     on_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:

@@ -57,6 +57,8 @@ class Engine(Protocol):
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p in nats of every id after the first, (T-1,) float32 for each sequence.
 
+        They are computed together, padded: it is for the caller to group similar lengths.
+
         Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
         """
         ...

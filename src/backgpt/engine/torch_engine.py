@@ -6,7 +6,6 @@ Takes and gives numpy arrays; a row of the engine is a row of the model's cache.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,8 +13,6 @@ from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.model import IGNORE, Cache, Transformer
 from backgpt.order import IdArray
-
-SCORE_BATCH_IDS = 8192  # ids in one batch of `score`, padding included
 
 
 class TorchEngine:
@@ -70,22 +67,17 @@ class TorchEngine:
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
         tensors = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]
-        results: list[FloatArray] = [np.zeros(0, dtype=np.float32)] * len(tensors)
-        for batch in _batches_by_length([len(ids) for ids in tensors]):
-            losses = self._token_losses([tensors[index] for index in batch])
-            for index, row in zip(batch, losses, strict=True):
-                results[index] = -row[: len(tensors[index]) - 1]
-        return results
-
-    def _token_losses(self, sequences: list[Tensor]) -> npt.NDArray[np.float32]:
-        length = max(len(ids) for ids in sequences) - 1
-        inputs = torch.zeros((len(sequences), length), dtype=torch.int64)
-        targets = torch.full((len(sequences), length), IGNORE)
-        for row, ids in enumerate(sequences):
+        length = max((len(ids) - 1 for ids in tensors), default=0)
+        if not length:
+            return [np.zeros(0, dtype=np.float32) for _ in tensors]
+        inputs = torch.zeros((len(tensors), length), dtype=torch.int64)
+        targets = torch.full((len(tensors), length), IGNORE)
+        for row, ids in enumerate(tensors):
             inputs[row, : len(ids) - 1] = ids[:-1]
             targets[row, : len(ids) - 1] = ids[1:]
         losses = self.model.token_losses(inputs.to(self.device), targets.to(self.device))
-        return losses.cpu().numpy()
+        values = losses.cpu().numpy()
+        return [-row[: len(ids) - 1] for row, ids in zip(values, tensors, strict=True)]
 
     def _checked(self, ids: IdArray, *, longest: int | None = None) -> Tensor:
         """Return `ids` as (T,) int64 on the host, refusing what the model cannot read."""
@@ -112,17 +104,3 @@ class TorchEngine:
         self._free.sort()
         taken, self._free = self._free[:count], self._free[count:]
         return taken
-
-
-def _batches_by_length(lengths: list[int]) -> list[list[int]]:
-    """Group the indices of sequences into batches of similar length, the longest first.
-
-    Sequences of one id have nothing to score and are left out.
-    """
-    order = sorted((i for i, n in enumerate(lengths) if n > 1), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    while order:
-        size = max(1, SCORE_BATCH_IDS // lengths[order[0]])
-        batches.append(order[:size])
-        order = order[size:]
-    return batches
