@@ -321,12 +321,8 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     out = tmp_path / "r"
     arguments = ["train", *TRAIN, "--data", dataset_path, "--out", out, "--log-every=1"]
     command = [sys.executable, "-m", "backgpt", *map(str, arguments)]
-    process = subprocess.Popen(
-        [*command, "--max-steps=100000", "--compile=off"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    command += ["--max-steps=100000", "--compile=off"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
