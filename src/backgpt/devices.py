@@ -1,12 +1,14 @@
 """Which device computes, in which precision, how fast it could be, and which of how many it is."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from backgpt.config import ModelConfig
 from backgpt.errors import UsageError
@@ -118,3 +120,46 @@ def any_rank(wish: bool, ranks: Ranks, device: torch.device) -> bool:
     flag = torch.tensor(float(wish), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
+
+
+class _StepLoss(nn.Module):
+    """A model as the function that training calls: ids and targets to the summed loss."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss in nats over the targets of (B, T) ids."""
+        return self.loss(ids, targets)
+
+
+def spread(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    ranks: Ranks,
+    device: torch.device,
+) -> nn.Module:
+    """Return `loss`, which works with the weights of `model`, as a module shared by all ranks."""
+    step_loss = _StepLoss(model, loss)
+    if ranks.world_size == 1:
+        return step_loss
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(step_loss, device_ids=devices)
+
+
+def gradients_averaged(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over the ranks in the last micro-batch of a step, and only there."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        no_sync: AbstractContextManager[None] = module.no_sync()
+        return no_sync
+    return nullcontext()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own random numbers, which dropout draws from, and put them back after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -6,7 +6,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from backgpt import run_folder
 from backgpt.batches import TrainingBatches, Windows
@@ -39,7 +38,10 @@ from backgpt.devices import (
     choose_device,
     compiler,
     flops_per_token,
+    gradients_averaged,
     peak_flops,
+    seeded,
+    spread,
 )
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
@@ -149,7 +151,7 @@ class Run:
         total = torch.zeros((), device=self.device)
         with self._dropout_of(step):
             for number, indices in enumerate(mine, start=1):
-                with self._synced(last=number == len(mine)):
+                with gradients_averaged(self.step_loss, last=number == len(mine)):
                     # Ranks average their gradients, hence world_size.
                     total += self._backward(indices, scale=world_size / n_targets)
         self.tokens += n_targets
@@ -316,7 +318,7 @@ class Run:
         if not self.config.dropout:
             return nullcontext()
         seed = np.random.SeedSequence([self.config.seed, step, self.ranks.rank])
-        return _seeded(int(seed.generate_state(1)[0]), self.device)
+        return seeded(int(seed.generate_state(1)[0]), self.device)
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
@@ -343,18 +345,7 @@ class Run:
                 loss = compile_(loss)
             else:
                 self.model.compile_regions(compile_)
-        step_loss: nn.Module = _StepLoss(self.model, loss)
-        if self.ranks.world_size > 1:
-            devices = [self.device.index] if on_cuda else None
-            step_loss = DistributedDataParallel(step_loss, device_ids=devices)
-        return step_loss
-
-    def _synced(self, *, last: bool) -> AbstractContextManager[None]:
-        """Average gradients over the ranks in the last micro-batch of a step only."""
-        if isinstance(self.step_loss, DistributedDataParallel) and not last:
-            no_sync: AbstractContextManager[None] = self.step_loss.no_sync()
-            return no_sync
-        return nullcontext()
+        return spread(self.model, loss, self.ranks, self.device)
 
     def _speed(self) -> dict[str, Any]:
         then, tokens = self.clock
@@ -396,27 +387,6 @@ class Run:
     def _notice(self, text: str) -> None:
         if self.ranks.first:
             self.report.notice(text)
-
-
-class _StepLoss(nn.Module):
-    """A model as the function that training calls: ids and targets to the summed loss."""
-
-    def __init__(self, model: Transformer, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed loss in nats over the targets of (B, T) ids."""
-        return self.loss(ids, targets)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own random numbers, which dropout draws from, and put them back after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _board(config: TrainConfig) -> Any:
