@@ -7,5 +7,5 @@ environment train
 
 ending="${1:-and they lived happily ever after.}"
 backgpt prepare builtin --out data/builtin --vocab-size 2048 >&2
-backgpt train --data data/builtin --out runs/first --preset nano --epochs 2.5 >&2
+backgpt train --data data/builtin --out runs/first --preset nano --batch-size 8 --epochs 2.5 >&2
 backgpt sample --model runs/first --ending "$ending"
