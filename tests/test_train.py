@@ -108,6 +108,29 @@ def test_a_run_folder_has_everything_it_promises(finished: Path, dataset_path: P
     assert pointed(finished, LATEST) == checkpoints(finished)[-1]
 
 
+def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from backgpt import load
+
+    folder = checkpoints(finished)[-1]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = load(folder)
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+
+    ids = torch.randint(16, 512, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        found = ours.engine.model(ids)  # type: ignore[attr-defined]
+    assert torch.allclose(found, expected, atol=1e-4)
+    text = 'One day.\n"Hi!" she said.'
+    assert (
+        their_tokenizer.encode(text, add_special_tokens=False)
+        == ours.tokenizer.encode(text).tolist()
+    )
+    assert theirs.generation_config.eos_token_id == ours.tokenizer.start_id
+
+
 def test_validation_is_in_nats_per_token_and_bits_per_byte(
     finished: Path, dataset_path: Path
 ) -> None:

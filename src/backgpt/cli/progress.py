@@ -27,6 +27,7 @@ class _Display:
         console = Console(stderr=True, highlight=False)
         self.visible = console.is_terminal and shown
         self.bar = Progress(*columns, console=console, disable=not self.visible, transient=True)
+        self._next_line = 0.0
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -47,6 +48,14 @@ class _Display:
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def line_is_due(self) -> bool:
+        """Return whether, without a bar, it is time for a line again."""
+        now = time.monotonic()
+        if self.visible or now < self._next_line:
+            return False
+        self._next_line = now + SECONDS_BETWEEN_LINES
+        return True
+
 
 class ByteProgress(_Display):
     """Progress of `prepare`: bytes done of each stage."""
@@ -63,9 +72,7 @@ class ByteProgress(_Display):
         if stage not in self._stages:
             self._stages[stage] = self.bar.add_task(stage, total=total or None)
         self.bar.update(self._stages[stage], completed=done, total=total or None)
-        now = time.monotonic()
-        if not self.visible and now >= self._next_line:
-            self._next_line = now + SECONDS_BETWEEN_LINES
+        if self.line_is_due():
             task = self.bar.tasks[list(self._stages).index(stage)]
             left = f", {_duration(task.time_remaining)} left" if task.time_remaining else ""
             share = f" of {total / 1e6:,.0f}" if total else ""
@@ -100,7 +107,7 @@ class TrainProgress(_Display):
             if "share_of_peak" in record:
                 figures += f", {record['share_of_peak']:.1%} of peak"
             self.bar.update(self._task, completed=step, figures=figures)
-            if not self.visible:
+            if self.line_is_due():
                 place = f"step {step:,} of {self._max_steps:,}"
                 self.say(f"{place}: {figures}, {self._left(step)} left")
 
