@@ -1,5 +1,6 @@
 """`backgpt train`: train a model on a prepared dataset, or go on where a run stopped."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -137,5 +138,7 @@ def _distributed(settings: "TrainConfig") -> "Iterator[Ranks]":
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        dist.barrier()  # the first rank may still validate: nobody hangs up on it
     finally:
+        gc.collect()  # what shares gradients refers to itself, and must be gone before its group
         dist.destroy_process_group()
