@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backgpt.config import TrainConfig
     from backgpt.devices import Ranks
 
+KEPT_PRODUCTS = "64"  # oneDNN's usual 1,024, for batches of many shapes, are gigabytes
 LONGEST_WAIT = timedelta(hours=2)  # other ranks wait while the first one validates
 
 
@@ -89,6 +90,7 @@ def train(
     """
     given = {k: v for k, v in context.params.items() if v not in (None, (), []) and k != "config"}
     settings = _resolve(given, config)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)
     try:
         import torch
     except ModuleNotFoundError:
