@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -189,20 +190,20 @@ def matmul_floor(task: Task) -> Step:
         (ffn, shape.n_embd, shape.n_layer),
         (shape.n_embd, shape.vocab_size, 1),
     ]
-    options = {"device": task.device, "dtype": torch.bfloat16}
+    random = partial(torch.randn, device=task.device, dtype=torch.bfloat16)
     linear = [
         (
-            torch.randn(rows, inner, **options),  # type: ignore[call-overload]
-            torch.randn(outer, inner, **options),  # type: ignore[call-overload]
-            torch.randn(rows, outer, **options),  # type: ignore[call-overload]
+            random(rows, inner),
+            random(outer, inner),
+            random(rows, outer),
             count,
         )
         for inner, outer, count in products
     ]
     heads = (task.batch * shape.n_head, task.length // 2, shape.head_dim)  # half: causal
-    q = torch.randn(heads, **options)  # type: ignore[call-overload]
-    k = torch.randn((heads[0], task.length, shape.head_dim), **options)  # type: ignore[call-overload]
-    scores = torch.randn((*heads[:2], task.length), **options)  # type: ignore[call-overload]
+    q = random(heads)
+    k = random((heads[0], task.length, shape.head_dim))
+    scores = random((*heads[:2], task.length))
 
     def step() -> Times:
         start = task.now()
@@ -361,6 +362,8 @@ def main() -> None:
     names = contestants(peers, all_variants=options.all)
     if options.only:
         names = options.only.split(";")
+        if "backgpt" not in names:
+            parser.error("--only has to name 'backgpt', which all others are compared with")
     results = race(names, task, peers, rounds=options.rounds, warmup=options.warmup)
     print(describe(task, options.rounds), end="\n\n")
     print(report(results, task))
