@@ -12,7 +12,7 @@ import backgpt
 ROOT = Path(backgpt.__file__).parent
 FLOORS = {
     0: {"errors", "config", "order", "files"},
-    1: {"tokenizer", "datasets", "corpus", "shards", "parts", "prepare"},
+    1: {"tokenizer", "hints", "language", "datasets", "corpus", "shards", "parts", "prepare"},
     2: {"engine", "kernels", "model", "batches", "optim", "devices"},
     3: {"checkpoint", "sampling", "generate", "score", "run_folder"},
     4: {"run", "train", "api"},

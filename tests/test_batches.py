@@ -9,6 +9,7 @@ import pytest
 
 from backgpt.batches import IGNORE, TrainingBatches, Windows, cut_by_length, cut_document
 from backgpt.errors import DataError
+from backgpt.language import Language
 from backgpt.order import ReadingIds
 from backgpt.shards import Dataset, open_dataset, open_shard, write_shard
 from backgpt.tokenizer import Tokenizer
@@ -22,8 +23,8 @@ def dataset(dataset_path: Path) -> Dataset:
 
 
 def windows(dataset: Dataset, direction: str, unit: str = "token") -> Windows:
-    order = dataset.tokenizer.order(direction, unit)  # type: ignore[arg-type]
-    return Windows(dataset.train, dataset.tokenizer, order, block_size=BLOCK_SIZE)
+    language = Language(dataset.tokenizer, direction, unit)  # type: ignore[arg-type]
+    return Windows(dataset.train, [language], block_size=BLOCK_SIZE)
 
 
 def batches(dataset: Dataset, *, batch_size: int = 8, accumulate: int = 2) -> TrainingBatches:
@@ -183,6 +184,76 @@ def test_fractions_of_an_epoch_are_steps(dataset: Dataset) -> None:
 def test_no_documents_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "empty.bin"
     write_shard(path, [], tokenizer_sha256=tokenizer.sha256, vocab_size=512)
-    order = tokenizer.order("backward", "token")
+    language = Language(tokenizer, "backward", "token")
     with pytest.raises(DataError, match="no document"):
-        Windows([open_shard(path)], tokenizer, order, block_size=BLOCK_SIZE)
+        Windows([open_shard(path)], [language], block_size=BLOCK_SIZE)
+
+
+def both_ways(dataset: Dataset, block_size: int = BLOCK_SIZE) -> Windows:
+    languages = Language.all_of(dataset.tokenizer, "both", "token")
+    return Windows(dataset.train, languages, block_size=block_size)
+
+
+def test_both_ways_every_id_is_a_target_once_in_each_direction(dataset: Dataset) -> None:
+    found = both_ways(dataset)
+    tokenizer = dataset.tokenizer
+    seen = {"<|backward|>": Counter[int](), "<|forward|>": Counter[int]()}
+    names = {tokenizer.control_id(name): name for name in seen}
+    for index in range(len(found)):
+        row = found.batch(np.array([index]))
+        name = names[int(row.inputs[0, 0])]  # what every row begins with
+        seen[name].update(row.targets[row.targets != IGNORE].tolist())
+    ids = Counter(
+        int(id_)
+        for shard in dataset.train
+        for number in range(len(shard))
+        for id_ in shard.document(number)
+    )
+    n_documents = sum(map(len, dataset.train))
+    assert seen["<|backward|>"] == ids + Counter({tokenizer.start_id: n_documents})
+    assert seen["<|forward|>"] == ids + Counter({tokenizer.end_id: n_documents})
+    assert found.n_targets == sum(sum(counts.values()) for counts in seen.values())
+
+
+def test_rows_with_a_direction_still_fit_the_context(dataset: Dataset) -> None:
+    found = both_ways(dataset)
+    assert max(len(found.sequence(index)) for index in range(len(found))) == BLOCK_SIZE + 1
+    assert found.batch(np.arange(len(found))).inputs.shape[1] == BLOCK_SIZE
+
+
+def test_hints_stand_first_are_true_and_are_not_scored(dataset: Dataset) -> None:
+    found = both_ways(dataset, block_size=512)
+    tokenizer = dataset.tokenizer
+    hint, markers = tokenizer.control_id("<|hint|>"), {tokenizer.start_id, tokenizer.end_id}
+    indices = np.arange(len(found))
+    plain = found.batch(indices)
+    hinted = found.batch(indices, hints=1.0, seed=(3,))
+    with_hints = (hinted.inputs == hint).any(axis=1)
+    assert 0.6 < with_hints.mean() < 1  # some draws give none
+    for row in range(len(found)):
+        ids, targets = hinted.inputs[row], hinted.targets[row]
+        first_marker = next(i for i, id_ in enumerate(ids) if int(id_) in markers)
+        assert (targets[:first_marker] == IGNORE).all()
+        scored = targets[targets != IGNORE]
+        assert scored.tolist() == plain.targets[row][plain.targets[row] != IGNORE].tolist()
+        assert hint not in scored
+
+
+def test_hints_follow_from_seed_and_window_alone(dataset: Dataset) -> None:
+    found = both_ways(dataset, block_size=512)
+    together = found.batch(np.arange(6), hints=1.0, seed=(3, 5)).inputs
+    alone = [found.batch(np.array([i]), hints=1.0, seed=(3, 5)).inputs[0] for i in range(6)]
+    for row, ids in zip(together, alone, strict=True):
+        width = min(len(row), len(ids))
+        assert row[:width].tolist() == ids[:width].tolist()
+    other = found.batch(np.arange(6), hints=1.0, seed=(3, 6)).inputs
+    assert other.shape != together.shape or (other != together).any()
+
+
+def test_hints_that_do_not_fit_are_left_out(dataset: Dataset) -> None:
+    longest = max(len(s.document(i)) for s in dataset.train for i in range(len(s)))
+    tight = both_ways(dataset, block_size=longest + 2)  # direction, marker, and nothing to spare
+    index = int(np.argmax(tight.lengths))
+    hint = dataset.tokenizer.control_id("<|hint|>")
+    for seed in range(20):
+        assert hint not in tight.batch(np.array([index]), hints=1.0, seed=(seed,)).inputs

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
-from backgpt.generate import Language, Writer, collect, generate, in_model_order
+from backgpt.generate import Writer, collect, generate, in_model_order
+from backgpt.language import Language
 from backgpt.order import Direction, IdArray, ReadingIds, Unit
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer

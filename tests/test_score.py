@@ -8,7 +8,7 @@ import torch
 
 from backgpt.config import ModelConfig
 from backgpt.engine.torch_engine import TorchEngine
-from backgpt.generate import Language
+from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import Direction, Unit
 from backgpt.sampling import log_softmax

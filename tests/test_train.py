@@ -425,8 +425,10 @@ def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> No
             original = run.windows.batch
             random = np.random.default_rng(1)
 
-            def shuffled(indices: Any, original: Any = original, random: Any = random) -> Any:
-                batch = original(indices)
+            def shuffled(
+                indices: Any, original: Any = original, random: Any = random, **settings: Any
+            ) -> Any:
+                batch = original(indices, **settings)
                 for row in batch.targets:
                     row[:] = random.permutation(row)
                 return batch

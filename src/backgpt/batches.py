@@ -9,6 +9,9 @@ once an epoch, for both twins (the marker a model begins with excepted).
     inputs,  backward     <|end|>    .     sat   cat   The
     targets, backward     .          sat   cat   The   <|start|>
 
+A model trained both ways has every window twice, once in each direction, told apart by a first
+id; in training a whole document may stand behind hints (see `language`). Neither is ever scored.
+
 Micro-batches of an epoch follow from (seed, epoch) alone; an optimizer step is the next
 `grad_accum_steps` of them, dealt to the ranks in turn.
 """
@@ -21,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.errors import DataError
+from backgpt.hints import draw_hints
+from backgpt.language import Language
 from backgpt.order import ModelIds, Order, ReadingIds
 from backgpt.shards import Shard
-from backgpt.tokenizer import Tokenizer
 
 IGNORE = -100  # a target that is not scored: torch's own default
 POOL = 64  # micro-batches' worth of windows that are sorted by length together
@@ -49,20 +53,24 @@ class Windows:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], tokenizer: Tokenizer, order: Order, *, block_size: int
+        self, shards: Sequence[Shard], languages: Sequence[Language], *, block_size: int
     ) -> None:
-        """Index the windows of `shards`; a window has at most `block_size + 1` ids.
+        """Index the windows of `shards` in each of `languages`, which share a tokenizer.
 
-        Raises DataError if there is no document in them.
+        With what comes first a window has at most `block_size + 1` ids. Raises DataError if there
+        is no document in them.
         """
         self._shards = tuple(shards)
-        self._order = order
+        self._languages = tuple(languages)
         self._block_size = block_size
-        self._tokenizer = tokenizer
-        parts = [self._index(number, shard) for number, shard in enumerate(self._shards)]
+        parts = [
+            self._index(way, number)
+            for way in range(len(self._languages))
+            for number in range(len(self._shards))
+        ]
         if not sum(map(len, parts)):
             raise DataError("there is no document to read: prepare more text")
-        # Columns: shard, document, first and last reading position in the document with markers.
+        # Columns: language, shard, document, first and last reading position with the markers.
         self._table = np.concatenate(parts)
 
     def __len__(self) -> int:
@@ -76,45 +84,74 @@ class Windows:
     @property
     def lengths(self) -> Int64s:
         """(W,) int64: targets of each window."""
-        return self._table[:, 3] - self._table[:, 2]
+        return self._table[:, 4] - self._table[:, 3]
 
     def sequence(self, index: int) -> ModelIds:
-        """Return window `index` in model order, (length + 1,), its context id first."""
-        shard, document, first, last = self._table[index]
-        marked = self._tokenizer.mark(self._shards[shard].document(int(document)))
-        ids = marked[first : last + 1]
-        return ModelIds(ids[self._order.permutation(ids, last_apart=True)])
+        """Return window `index` in model order, (T,): what comes first, a context id, targets."""
+        language, ids, _ = self._window(index)
+        return ModelIds(np.concatenate((language.lead, ids)))
 
-    def batch(self, indices: Int64s) -> Batch:
+    def batch(self, indices: Int64s, *, hints: float = 0.0, seed: Sequence[int] = ()) -> Batch:
         """Return the windows `indices`, one a row, padded on the right.
 
-        No indices give one row of padding, so that a rank without work can take part in a step.
+        The share `hints` of whole documents stand behind hints, drawn by `seed` and the window,
+        where they fit. No indices give one row of padding, so that a rank without work can take
+        part in a step.
         """
-        sequences = [self.sequence(int(index)) for index in indices]
-        longest = max((len(ids) - 1 for ids in sequences), default=1)
+        rows = [self._row(int(index), hints, seed) for index in indices]
+        longest = max((len(first) + len(ids) - 1 for first, ids in rows), default=1)
         width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self._block_size)
-        inputs = np.full((max(len(sequences), 1), width), self._tokenizer.pad_id, dtype=np.int64)
+        pad_id = self._languages[0].tokenizer.pad_id
+        inputs = np.full((max(len(rows), 1), width), pad_id, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
-        for row, ids in enumerate(sequences):
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, : len(ids) - 1] = ids[1:]
+        for row, (first, ids) in enumerate(rows):
+            start, stop = len(first), len(first) + len(ids) - 1
+            inputs[row, :start] = first
+            inputs[row, start:stop] = ids[:-1]
+            targets[row, start:stop] = ids[1:]
         return Batch(inputs, targets)
 
-    def _index(self, number: int, shard: Shard) -> Int64s:
-        """Return the (W, 4) table of one shard."""
+    def _row(self, index: int, hints: float, seed: Sequence[int]) -> tuple[Int64s, ModelIds]:
+        """Return what stands first in a row, and the ids of its window."""
+        language, ids, text_ids = self._window(index)
+        if text_ids is None or not hints:
+            return language.lead, ids
+        random = np.random.default_rng([*seed, index])
+        if random.random() >= hints:
+            return language.lead, ids
+        drawn = draw_hints(language.tokenizer.decode(text_ids), random)
+        first = np.concatenate((language.lead, language.hint_ids(drawn)))
+        fits = len(first) + len(ids) <= self._block_size + 1
+        return (first if fits else language.lead), ids
+
+    def _window(self, index: int) -> tuple[Language, ModelIds, ReadingIds | None]:
+        """Return a window's language, its ids, and the whole document's if it is all of one."""
+        way, shard, document, first, last = self._table[index]
+        language = self._languages[way]
+        text_ids = self._shards[shard].document(int(document))
+        marked = language.tokenizer.mark(text_ids)
+        ids = marked[first : last + 1]
+        turned = ModelIds(ids[language.order.permutation(ids, last_apart=True)])
+        return language, turned, text_ids if len(ids) == len(marked) else None
+
+    def _index(self, way: int, number: int) -> Int64s:
+        """Return the (W, 5) table of one shard in one language."""
+        language, shard = self._languages[way], self._shards[number]
+        longest = self._block_size - len(language.lead)
         last = np.diff(shard.offsets).astype(np.int64) + 1
         document = np.arange(len(last), dtype=np.int64)
-        whole = np.stack([np.full_like(last, number), document, np.zeros_like(last), last], axis=1)
-        long = np.flatnonzero(last > self._block_size)
+        columns = (np.full_like(last, way), np.full_like(last, number), document)
+        whole = np.stack([*columns, np.zeros_like(last), last], axis=1)
+        long = np.flatnonzero(last > longest)
         if not len(long):
             return whole
-        pieces: list[tuple[int, int, int, int]] = []
+        pieces: list[tuple[int, ...]] = []
         for index in map(int, long):
-            marked = self._tokenizer.mark(shard.document(index))
-            cuts = cut_document(marked, self._order, block_size=self._block_size)
-            pieces += [(number, index, first, stop) for first, stop in cuts]
+            marked = language.tokenizer.mark(shard.document(index))
+            cuts = cut_document(marked, language.order, block_size=longest)
+            pieces += [(way, number, index, first, stop) for first, stop in cuts]
         table = np.concatenate([np.delete(whole, long, axis=0), np.array(pieces, dtype=np.int64)])
-        return table[np.lexsort((table[:, 2], table[:, 1]))]
+        return table[np.lexsort((table[:, 3], table[:, 2]))]
 
 
 class TrainingBatches:

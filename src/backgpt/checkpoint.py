@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save
 from backgpt.config import ModelConfig, build
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.files import sync_folder, write_synced, write_whole
-from backgpt.order import Direction, Unit
+from backgpt.language import Language
+from backgpt.order import Directions, Unit
 from backgpt.tokenizer import END, PAD, START, Tokenizer
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -48,13 +49,22 @@ HUGGING_FACE_NAMES = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds. `weights` maps Hugging Face names to float32 arrays."""
+    """What a model folder holds. `weights` maps Hugging Face names to float32 arrays.
+
+    `hints` says that the model was trained to obey hints.
+    """
 
     config: ModelConfig
-    direction: Direction
+    direction: Directions
     unit: Unit
     tokenizer: Tokenizer
     weights: Arrays
+    hints: bool = False
+
+    @property
+    def languages(self) -> list[Language]:
+        """The languages this model was trained in, its main one first."""
+        return Language.all_of(self.tokenizer, self.direction, self.unit)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def read_model(path: Path) -> ModelFolder:
         raise UsageError(
             f"{folder / CONFIG}: model_type = {values.get('model_type')!r}; only 'qwen3' is read"
         )
-    for key, known in (("direction", get_args(Direction)), ("unit", get_args(Unit))):
+    for key, known in (("direction", get_args(Directions)), ("unit", get_args(Unit))):
         if values.get(key) not in known:
             raise UsageError(
                 f"{folder / CONFIG}: {key} = {values.get(key)!r} is not known: "
@@ -109,6 +119,7 @@ def read_model(path: Path) -> ModelFolder:
         unit=values["unit"],
         tokenizer=tokenizer,
         weights=_read_arrays(folder / WEIGHTS),
+        hints=bool(values.get("hints", False)),
     )
 
 
@@ -236,12 +247,13 @@ def _resolve(path: Path) -> Path:
 
 def _json_files(model: ModelFolder) -> dict[str, dict[str, Any]]:
     tokenizer, config = model.tokenizer, model.config
-    stop = START if model.direction == "backward" else END
+    stop = END if model.direction == "forward" else START
     stop_id = tokenizer.control_id(stop)
     shape = {theirs: getattr(config, ours) for ours, theirs in HUGGING_FACE_NAMES.items()}
     own = {
         "direction": model.direction,
         "unit": model.unit,
+        "hints": model.hints,
         "markers": {"start": START, "end": END},
         "tokenizer_sha256": tokenizer.sha256,
     }

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from backgpt.errors import ConfigError
-from backgpt.order import Direction, Unit
+from backgpt.order import Directions, Unit
 
 MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
 
@@ -84,8 +84,9 @@ class TrainConfig(Settings):
     data: Path
     out: Path = Path("runs/story")
     preset: str = "nano"
-    direction: Direction = "backward"
+    direction: Directions = "backward"
     unit: Unit = "token"
+    hints: float = Field(default=0.0, ge=0, le=1)
     init: Path | None = None
 
     n_layer: int | None = None

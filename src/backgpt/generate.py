@@ -14,32 +14,11 @@ import numpy.typing as npt
 
 from backgpt.engine import Engine
 from backgpt.errors import UsageError
-from backgpt.order import (
-    Direction,
-    LeftwardDecoder,
-    ModelIds,
-    Order,
-    ReadingIds,
-    RightwardDecoder,
-    Unit,
-)
+from backgpt.language import Language, Prompt
+from backgpt.order import LeftwardDecoder, ModelIds, ReadingIds, RightwardDecoder
 from backgpt.sampling import Sampling, draw, log_softmax
-from backgpt.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A given text in model order, and what may follow it.
-
-    `text` is the given text; `ids`, (T,), its ids with the marker the model begins with, if any.
-    `joins_on` says that the text brings its own white space at the edge where the model writes.
-    """
-
-    text: str
-    ids: ModelIds
-    joins_on: bool
 
 
 @dataclass(frozen=True)
@@ -59,45 +38,6 @@ class Text:
     n_tokens: int
     seed: int
     ids: ModelIds = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Language:
-    """What turns text into a model's ids and back: a tokenizer and the order of one model."""
-
-    tokenizer: Tokenizer
-    direction: Direction
-    unit: Unit
-
-    @property
-    def order(self) -> Order:
-        """How this model's ids run."""
-        return self.tokenizer.order(self.direction, self.unit)
-
-    @property
-    def markers(self) -> tuple[int, int]:
-        """The control ids this model begins with and stops at, in model order."""
-        start, end = self.tokenizer.start_id, self.tokenizer.end_id
-        return (end, start) if self.direction == "backward" else (start, end)
-
-    @property
-    def by_word(self) -> bool:
-        """Whether ids arrive in groups, each a whole word to put in front."""
-        return self.direction == "backward" and self.unit == "word"
-
-    def prompt(self, text: str, *, at_edge: bool) -> Prompt:
-        """Return the prompt for a given `text`: an ending, or an opening for a forward model.
-
-        With `at_edge` the text stands at the very edge of the document (`<|end|>` after an
-        ending); without, some text follows it.
-        """
-        backward = self.direction == "backward"
-        encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
-        ids = self.order.to_model(encode(text))
-        marker = [self.markers[0]] if at_edge else []
-        joins_on = not text or (backward and text[0] in " \n")
-        marked = np.concatenate((marker, ids)).astype(np.int64)
-        return Prompt(text=text, ids=ModelIds(marked), joins_on=joins_on)
 
 
 def generate(

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 Direction = Literal["backward", "forward"]
+Directions = Literal["backward", "forward", "both"]
+"""What a model can be trained for; with "both" its first id tells it which way to go."""
 Unit = Literal["token", "word"]
 
 IdArray = npt.NDArray[np.integer[Any]]

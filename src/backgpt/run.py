@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,8 @@ from backgpt.devices import (
 )
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
-from backgpt.generate import Language, Prompt, collect
+from backgpt.generate import collect
+from backgpt.language import Language, Prompt
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer
 from backgpt.sampling import Sampling
@@ -53,6 +54,7 @@ from backgpt.score import bits_per_byte, corpus_nats
 from backgpt.shards import Shard, open_dataset
 
 SAMPLE_TOKENS = 200
+HINT_STREAM = 1  # keeps the draws of hints apart from others of the same seed
 STEPS_WORTH_COMPILING = 200
 
 
@@ -87,10 +89,10 @@ class Run:
         self.config, self.report, self.ranks = config, report, ranks
         dataset = open_dataset(config.data)
         self.tokenizer = dataset.tokenizer
-        self.language = Language(self.tokenizer, config.direction, config.unit)
+        self.languages = Language.all_of(self.tokenizer, config.direction, config.unit)
         self.shape = config.shape(self.tokenizer.vocab_size)
-        self.windows = self._windows(dataset.train)
-        self.valid_windows = self._windows(dataset.valid) if dataset.valid else None
+        self.windows = self._windows(dataset.train, self.languages)
+        self.valid_shards = dataset.valid
         self.valid_bytes = sum(shard.text_bytes for shard in dataset.valid)
         self.batches = TrainingBatches(
             self.windows,
@@ -153,13 +155,14 @@ class Run:
             for number, indices in enumerate(mine, start=1):
                 with gradients_averaged(self.step_loss, last=number == len(mine)):
                     # Ranks average their gradients, hence world_size.
-                    total += self._backward(indices, scale=world_size / n_targets)
+                    total += self._backward(step, indices, scale=world_size / n_targets)
         self.tokens += n_targets
         return total / n_targets
 
-    def _backward(self, indices: npt.NDArray[np.int64], *, scale: float) -> Tensor:
+    def _backward(self, step: int, indices: npt.NDArray[np.int64], *, scale: float) -> Tensor:
         """Add the gradients of `scale` times the summed loss of one micro-batch; return the sum."""
-        batch = self.windows.batch(indices)
+        hint_seed = (self.config.seed, HINT_STREAM, step)
+        batch = self.windows.batch(indices, hints=self.config.hints, seed=hint_seed)
         inputs = torch.from_numpy(batch.inputs).to(self.device, non_blocking=True)
         targets = torch.from_numpy(batch.targets).to(self.device, non_blocking=True)
         try:
@@ -211,6 +214,7 @@ class Run:
             unit=self.config.unit,
             tokenizer=self.tokenizer,
             weights=_arrays(self.model.state_dict()),
+            hints=self.config.hints > 0,
         )
         state = {"tokens": self.tokens, "n_targets": self.windows.n_targets}
         optimizer = _arrays(self.optimizer.state_tensors())
@@ -224,22 +228,39 @@ class Run:
         run = self.config.out
         engine = TorchEngine(self.model, device=self.device)
         saved = run / CHECKPOINTS / f"step-{done}"
-        if self.valid_windows is None:
+        if not self.valid_shards:
             point(run, BEST, saved)
         else:
-            with self.autocast():
-                nats = corpus_nats(engine, self.valid_windows)
-            loss = nats / self.valid_windows.n_targets
-            if not math.isfinite(loss):
+            record = self._validate(engine)
+            if not math.isfinite(record["valid_loss"]):
                 raise self._diverged(f"the validation loss after step {done:,}")
-            bpb = bits_per_byte(nats, self.valid_bytes)
-            self._write([{"step": done, "valid_loss": loss, "valid_bpb": bpb}])
-            if loss <= min(self._valid_losses().values()):
+            self._write([{"step": done, **record}])
+            if record["valid_loss"] <= min(self._valid_losses().values()):
                 point(run, BEST, saved)
         run_folder.add_samples(run, done, self._samples(engine, done))
         run_folder.plot(run, title=f"{self.config.preset}, {self.config.direction}")
         self.model.train()
         self.clock = (time.perf_counter(), self.tokens)
+
+    def _validate(self, engine: TorchEngine) -> dict[str, float]:
+        """Return the loss and bits per byte over the validation split, of all ways together.
+
+        With several ways, the loss of each stands beside.
+        """
+        losses: dict[str, float] = {}
+        total_nats, total_targets = 0.0, 0
+        for language in self.languages:
+            windows = self._windows(self.valid_shards, [language])
+            with self.autocast():
+                nats = corpus_nats(engine, windows)
+            losses[f"{language.direction}_valid_loss"] = nats / windows.n_targets
+            total_nats, total_targets = total_nats + nats, total_targets + windows.n_targets
+        n_bytes = sum(shard.text_bytes for shard in self.valid_shards) * len(self.languages)
+        together = {
+            "valid_loss": total_nats / total_targets,
+            "valid_bpb": bits_per_byte(total_nats, n_bytes),
+        }
+        return {**together, **losses} if len(losses) > 1 else together
 
     def result(self) -> RunResult:
         """Return how the run ended."""
@@ -309,9 +330,10 @@ class Run:
 
         Raises DataError for an ending that is not text.
         """
+        language = self.languages[0]
         endings = self.config.sample_endings
-        given = endings if self.config.direction == "backward" else ("",) * len(endings)
-        return [self.language.prompt(text, at_edge=True) for text in given]
+        given = endings if language.direction == "backward" else ("",) * len(endings)
+        return [language.prompt(text, at_edge=True) for text in given]
 
     def _dropout_of(self, step: int) -> AbstractContextManager[None]:
         """Let what is dropped follow from (seed, step, rank), whatever was drawn before."""
@@ -326,9 +348,8 @@ class Run:
             f"lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}"
         )
 
-    def _windows(self, shards: tuple[Shard, ...]) -> Windows:
-        block_size = self.shape.block_size
-        return Windows(shards, self.tokenizer, self.language.order, block_size=block_size)
+    def _windows(self, shards: tuple[Shard, ...], languages: Sequence[Language]) -> Windows:
+        return Windows(shards, languages, block_size=self.shape.block_size)
 
     def _wrapped_loss(self) -> nn.Module:
         """Return the module whose output is the summed loss: compiled, or on several ranks.
@@ -366,7 +387,7 @@ class Run:
                     sample.text
                     for sample in collect(
                         engine,
-                        self.language,
+                        self.languages[0],
                         prompt,
                         sampling=sampling,
                         max_new_tokens=SAMPLE_TOKENS,

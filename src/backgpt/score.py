@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from backgpt.batches import Windows, cut_by_length, cut_document
 from backgpt.engine import Engine
-from backgpt.generate import Language
+from backgpt.language import Language
 from backgpt.order import ModelIds
 
 SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
@@ -55,7 +55,8 @@ def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> lis
     """Score whole documents, batched; the result does not depend on what stands beside them."""
     order = language.order
     marked = [language.tokenizer.mark(language.tokenizer.encode(text)) for text in texts]
-    cuts = [list(cut_document(ids, order, block_size=engine.block_size)) for ids in marked]
+    longest = engine.block_size - len(language.lead)
+    cuts = [list(cut_document(ids, order, block_size=longest)) for ids in marked]
     pieces = [
         (number, first, marked[number][first : last + 1])
         for number, windows in enumerate(cuts)
@@ -65,7 +66,7 @@ def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> lis
     lengths = np.array([len(ids) - 1 for _, _, ids in pieces], dtype=np.int64)
 
     def model_ids(index: int) -> ModelIds:
-        return ModelIds(pieces[index][2][turns[index]])
+        return ModelIds(np.concatenate((language.lead, pieces[index][2][turns[index]])))
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
     for index, values in _score_batched(engine, lengths, model_ids):
@@ -92,7 +93,11 @@ def corpus_nats(engine: Engine, windows: Windows) -> float:
 def _score_batched(
     engine: Engine, lengths: npt.NDArray[np.int64], sequence: Callable[[int], ModelIds]
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Yield (index, log-probabilities) of sequences with so many targets, similar ones first."""
+    """Yield (index, log-probabilities) of sequences whose last ids are that many targets.
+
+    Those of similar length come together.
+    """
     for batch in cut_by_length(np.arange(len(lengths)), lengths, budget=SCORED_TOGETHER):
         values = engine.score([sequence(int(index)) for index in batch])
-        yield from zip(map(int, batch), values, strict=True)
+        for index, of_sequence in zip(map(int, batch), values, strict=True):
+            yield index, of_sequence[len(of_sequence) - lengths[index] :]

@@ -31,9 +31,12 @@ def train(
     out: Annotated[Path | None, Option(help="The run folder; resumed where it exists.")] = None,
     preset: Annotated[str | None, Option(help="nano, seed, small or base.")] = None,
     direction: Annotated[
-        Literal["backward", "forward"] | None, Option(help="Which token is predicted.")
+        Literal["backward", "forward", "both"] | None, Option(help="Which token is predicted.")
     ] = None,
     unit: Annotated[Literal["token", "word"] | None, Option(help="What is reversed.")] = None,
+    hints: Annotated[
+        float | None, Option(help="Share of texts told beforehand: opening, words, length.")
+    ] = None,
     init: Annotated[Path | None, Option(help="A model to begin from.")] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,

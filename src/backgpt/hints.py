@@ -1,0 +1,115 @@
+"""Hints: what a model can be told about a text before it writes it.
+
+A hint is a kind and a text. Given by a user, it asks for something; in training it is drawn from
+the document itself, so that obeying it is simply predicting well.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from backgpt.errors import UsageError
+
+Kind = Literal["opening", "words", "length"]
+Length = Literal["short", "medium", "long"]
+
+LENGTHS: tuple[Length, ...] = get_args(Length)
+LENGTH_LIMITS = (130, 180)
+"""Words up to which a text is short and medium; of TinyStories 30, 46 and 24 % are each."""
+MOST_WORDS = 4
+OPENING_WORDS = (2, 12)
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+_LEAST_LETTERS = 4
+_FREQUENT = frozenset(
+    {"that", "this", "they", "them", "their", "there", "then", "than", "these", "those", "here"}
+    | {"with", "were", "from", "have", "been", "will", "would", "could", "wasn't", "didn't", "it's"}
+    | {"what", "when", "where", "while", "your", "into", "about", "some", "very", "just", "more"}
+    | {"said", "because", "upon", "after", "before", "other", "himself", "herself"}
+)
+_PROBABILITY: dict[Kind, float] = {"opening": 0.4, "words": 0.5, "length": 0.4}
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is asked of a text: how it begins, words it must hold, how long it is.
+
+    Raises UsageError for a length that is none of `LENGTHS` or an empty opening or word.
+    """
+
+    opening: str | None = None
+    words: tuple[str, ...] = ()
+    length: Length | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length not in LENGTHS:
+            raise UsageError(f"length = {self.length!r}: choose one of {', '.join(LENGTHS)}")
+        if self.opening is not None and not self.opening.strip():
+            raise UsageError("the opening is empty: give some words, or leave it out")
+        if any(not word.strip() for word in self.words):
+            raise UsageError(f"words = {', '.join(self.words)!r}: one of them is empty")
+
+    def __bool__(self) -> bool:
+        return self != NO_HINTS
+
+    def texts(self) -> Iterator[tuple[Kind, str]]:
+        """Yield each hint's kind and text, in the order in which a model reads them."""
+        if self.length is not None:
+            yield "length", self.length
+        if self.words:
+            yield "words", " ".join(self.words).lower()
+        if self.opening is not None:
+            yield "opening", self.opening
+
+    def obeyed_by(self, text: str) -> dict[Kind, bool]:
+        """Return for each hint that is given whether `text` does as it says.
+
+        A word counts whatever its case, and only as a whole word.
+        """
+        obeyed: dict[Kind, bool] = {}
+        if self.length is not None:
+            obeyed["length"] = length_of(text) == self.length
+        if self.words:
+            wanted = words_of(" ".join(self.words).lower())
+            obeyed["words"] = set(wanted) <= set(words_of(text.lower()))
+        if self.opening is not None:
+            obeyed["opening"] = text.startswith(self.opening)
+        return obeyed
+
+
+NO_HINTS = Hints()
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text: runs of letters, with an apostrophe inside."""
+    return _WORD.findall(text)
+
+
+def length_of(text: str) -> Length:
+    """Return the length class of a text, by its number of words."""
+    count = len(words_of(text))
+    return LENGTHS[sum(count > limit for limit in LENGTH_LIMITS)]
+
+
+def draw_hints(text: str, random: np.random.Generator) -> Hints:
+    """Return hints that `text` obeys, drawn from it: perhaps one, perhaps several, perhaps none.
+
+    The words are lower-cased and in any order, none so short or frequent that nobody would ask
+    for it; the opening ends between two words.
+    """
+    wanted = {kind: random.random() < share for kind, share in _PROBABILITY.items()}
+    opening, words = None, ()
+    if wanted["opening"]:
+        count = int(random.integers(OPENING_WORDS[0], OPENING_WORDS[1] + 1))
+        match = re.match(rf"\S+(?: \S+){{0,{count - 1}}}", text)
+        opening = match.group() if match else None
+    if wanted["words"]:
+        found = {word for word in words_of(text.lower()) if len(word) >= _LEAST_LETTERS}
+        choice = sorted(found - _FREQUENT)
+        count = min(int(random.integers(1, MOST_WORDS + 1)), len(choice))
+        words = tuple(choice[i] for i in random.choice(len(choice), count, replace=False))
+    length = length_of(text) if wanted["length"] else None
+    return Hints(opening=opening, words=words, length=length)

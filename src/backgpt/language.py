@@ -1,0 +1,99 @@
+"""What stands between text and a model: its tokenizer, its order, and the ids it reads first.
+
+Takes texts in reading order; gives prompts and documents in model order. A model trained both ways
+is told by its first id which way to go, and a model trained with hints reads those next:
+
+    <|backward|>  <|hint|> <|words|> cake dog  <|end|> .     sat   cat   The   <|start|>
+    direction     hints                        document in model order
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.hints import NO_HINTS, Hints
+from backgpt.order import Direction, Directions, IdArray, ModelIds, Order, Unit
+from backgpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A given text in model order, and what may follow it.
+
+    `text` is the given text; `ids`, (T,), its ids after those that come first in model order and
+    the marker the model begins with, if any. `joins_on` says that the text brings its own white
+    space at the edge where the model writes.
+    """
+
+    text: str
+    ids: ModelIds
+    joins_on: bool
+
+
+@dataclass(frozen=True)
+class Language:
+    """What turns text into a model's ids and back: a tokenizer and the order of one model.
+
+    With `told` the model was trained both ways and reads its direction first.
+    """
+
+    tokenizer: Tokenizer
+    direction: Direction
+    unit: Unit
+    told: bool = field(default=False, kw_only=True)
+
+    @classmethod
+    def all_of(cls, tokenizer: Tokenizer, directions: Directions, unit: Unit) -> "list[Language]":
+        """Return the languages of a model trained for `directions`, its main one first."""
+        ways: tuple[Direction, ...] = ("backward", "forward")
+        return [
+            cls(tokenizer, way, unit, told=directions == "both")
+            for way in ways
+            if directions in (way, "both")
+        ]
+
+    @property
+    def order(self) -> Order:
+        """How this model's ids run."""
+        return self.tokenizer.order(self.direction, self.unit)
+
+    @property
+    def markers(self) -> tuple[int, int]:
+        """The control ids this model begins with and stops at, in model order."""
+        start, end = self.tokenizer.start_id, self.tokenizer.end_id
+        return (end, start) if self.direction == "backward" else (start, end)
+
+    @property
+    def by_word(self) -> bool:
+        """Whether ids arrive in groups, each a whole word to put in front."""
+        return self.direction == "backward" and self.unit == "word"
+
+    @cached_property
+    def lead(self) -> npt.NDArray[np.int64]:
+        """(0,) or (1,) int64: what every row begins with, the id of the direction if `told`."""
+        ids = [self.tokenizer.control_id(f"<|{self.direction}|>")] if self.told else []
+        return np.array(ids, dtype=np.int64)
+
+    def hint_ids(self, hints: Hints) -> npt.NDArray[np.int64]:
+        """Return what a row begins with to give `hints`, (T,) int64; they are never scored."""
+        parts: list[IdArray] = [self.lead[:0]]
+        for kind, text in hints.texts():
+            control = [self.tokenizer.control_id(token) for token in ("<|hint|>", f"<|{kind}|>")]
+            parts += [np.array(control), self.order.to_model(self.tokenizer.encode(text))]
+        return np.concatenate(parts).astype(np.int64)
+
+    def prompt(self, text: str, *, at_edge: bool, hints: Hints = NO_HINTS) -> Prompt:
+        """Return the prompt for a given `text`: an ending, or an opening for a forward model.
+
+        With `at_edge` the text stands at the very edge of the document (`<|end|>` after an
+        ending); without, some text follows it.
+        """
+        backward = self.direction == "backward"
+        encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
+        ids = self.order.to_model(encode(text))
+        marker = [self.markers[0]] if at_edge else []
+        joins_on = not text or (backward and text[0] in " \n")
+        whole = np.concatenate((self.lead, self.hint_ids(hints), marker, ids)).astype(np.int64)
+        return Prompt(text=text, ids=ModelIds(whole), joins_on=joins_on)

@@ -1,0 +1,128 @@
+"""What people import: a model trained both ways, with hints, through its public face."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import backgpt
+from backgpt.api import Model
+from backgpt.config import TrainConfig
+from backgpt.errors import UsageError
+from backgpt.train import train
+
+
+class Silent:
+    def started(self, *, first_step: int, max_steps: int) -> None: ...
+
+    def stepped(self, record: object) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+
+def trained(dataset_path: Path, out: Path, **settings: object) -> Path:
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 256, "intermediate_size": 96}
+    config = {"data": dataset_path, "out": out, "max_steps": 40, "batch_size": 4, "compile": "off"}
+    train(TrainConfig.model_validate({**config, **shape, **settings}), report=Silent())
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("api") / "run"
+    return trained(dataset_path, out, direction="both", hints=0.5)
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return backgpt.load(run)
+
+
+def test_a_model_trained_both_ways_runs_backward_unless_told(run: Path, model: Model) -> None:
+    assert model.direction == "backward"
+    assert backgpt.load(run, direction="forward").direction == "forward"
+    [text] = model.write(ending="The end.", max_new_tokens=20, seed=1)
+    assert text.text.endswith("The end.")
+    [text] = model.turned().write(opening="Once upon a time", max_new_tokens=20, seed=1)
+    assert text.text.startswith("Once upon a time")
+
+
+def test_its_two_directions_score_differently_and_turning_twice_changes_nothing(
+    model: Model, texts: list[str]
+) -> None:
+    backward, forward = model.score(texts[0]), model.turned().score(texts[0])
+    again = model.turned().turned().score(texts[0])
+    assert backward.n_tokens == forward.n_tokens
+    assert backward.logprob == again.logprob != forward.logprob
+
+
+def test_scores_over_the_validation_split_are_those_that_training_wrote(
+    run: Path, model: Model, dataset_path: Path
+) -> None:
+    from backgpt.run_folder import read_metrics
+    from backgpt.shards import open_dataset
+
+    dataset = open_dataset(dataset_path)
+    documents = [
+        dataset.tokenizer.decode(shard.document(number))
+        for shard in dataset.valid
+        for number in range(len(shard))
+    ]
+    metrics = [record for record in read_metrics(run) if "valid_loss" in record][-1]
+    losses = {}
+    for way in (model, model.turned()):
+        scores = way.score_all(documents)
+        losses[way.direction] = -sum(s.logprob for s in scores) / sum(s.n_tokens for s in scores)
+        assert losses[way.direction] == pytest.approx(
+            metrics[f"{way.direction}_valid_loss"], rel=0.01
+        )  # training validates in bf16
+    assert np.mean(list(losses.values())) == pytest.approx(metrics["valid_loss"], rel=0.01)
+
+
+def test_hints_change_what_is_written_and_are_not_in_the_text(model: Model) -> None:
+    plain = model.write(ending="The end.", max_new_tokens=30, seed=5)
+    hinted = model.write(
+        ending="The end.",
+        opening="One day",
+        words=["dog"],
+        length="short",
+        max_new_tokens=30,
+        seed=5,
+    )
+    assert plain[0].text != hinted[0].text
+    assert hinted[0].text.endswith("The end.")
+    assert model.as_written(hinted[0]).startswith(". end The")  # no hint
+
+
+def test_hints_alone_are_enough(model: Model) -> None:
+    [text] = model.write(words=["dog"], max_new_tokens=10, seed=1)
+    assert text.given == ""
+
+
+def test_streamed_pieces_with_hints_join_to_the_written_text(model: Model) -> None:
+    asked = {"ending": "The end.", "opening": "One day", "words": ["dog"], "seed": 3}
+    [text] = model.write(**asked, max_new_tokens=40)  # type: ignore[arg-type]
+    joined = "The end."
+    for piece in model.stream(**asked, max_new_tokens=40):  # type: ignore[arg-type]
+        joined = piece + joined
+    assert joined == text.text
+
+
+def test_a_model_without_hints_or_another_direction_says_so(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    run = trained(dataset_path, tmp_path / "run", max_steps=1)
+    model = backgpt.load(run)
+    with pytest.raises(UsageError, match="trained without hints"):
+        model.write(ending="The end.", words=["dog"])
+    with pytest.raises(UsageError, match="starts from an ending, not an opening"):
+        model.write(ending="The end.", opening="One day")
+    with pytest.raises(UsageError, match="only runs backward"):
+        model.turned()
+    with pytest.raises(UsageError, match="does not run forward"):
+        backgpt.load(run, direction="forward")
+
+
+def test_hints_and_continues_exclude_each_other(model: Model) -> None:
+    with pytest.raises(UsageError, match="hints are for whole texts"):
+        model.write(ending="The end.", words=["dog"], continues=True)

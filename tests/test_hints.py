@@ -1,0 +1,80 @@
+"""Hints: drawn from a text they are true of it; given by a user they are checked."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backgpt.errors import UsageError
+from backgpt.hints import LENGTH_LIMITS, NO_HINTS, Hints, draw_hints, length_of, words_of
+
+STORY = (
+    "Once upon a time, there was a little dog named Max. Max didn't like the rain.\n"
+    'One day he found a red umbrella. "Thank you!" said the dog.'
+)
+
+
+@given(st.text(), st.integers(0, 2**32))
+def test_hints_drawn_from_a_text_are_obeyed_by_it(text: str, seed: int) -> None:
+    hints = draw_hints(text, np.random.default_rng(seed))
+    assert all(hints.obeyed_by(text).values())
+
+
+def test_every_kind_and_every_length_of_list_is_drawn() -> None:
+    drawn = [draw_hints(STORY, np.random.default_rng(seed)) for seed in range(300)]
+    assert {len(hints.words) for hints in drawn} == {0, 1, 2, 3, 4}
+    assert {hints.length for hints in drawn} == {None, "short"}
+    openings = {hints.opening for hints in drawn} - {None}
+    assert "Once upon" in openings
+    assert all(STORY[len(opening or "")] in " \n" for opening in openings)
+    assert NO_HINTS in drawn
+
+
+def test_words_nobody_would_ask_for_are_not_drawn() -> None:
+    drawn = {word for seed in range(300) for word in draw_hints(STORY, _random(seed)).words}
+    assert drawn == {"once", "time", "little", "named", "like", "rain"} | {
+        *("found", "umbrella", "thank")
+    }
+
+
+def test_obedience_is_judged_by_whole_words_in_any_case() -> None:
+    hints = Hints(opening="Once upon a time", words=("Dog", "RAIN"), length="short")
+    assert hints.obeyed_by(STORY) == {"length": True, "words": True, "opening": True}
+    assert not Hints(words=("umbrel",)).obeyed_by(STORY)["words"]
+    assert not Hints(words=("dog", "cat")).obeyed_by(STORY)["words"]
+    assert not Hints(opening="once upon").obeyed_by(STORY)["opening"]
+    assert not Hints(length="long").obeyed_by(STORY)["length"]
+
+
+def test_length_classes_meet_at_their_limits() -> None:
+    short, medium = LENGTH_LIMITS
+    found = [length_of("word " * count) for count in (0, short, short + 1, medium, medium + 1)]
+    assert found == ["short", "short", "medium", "medium", "long"]
+
+
+def test_words_keep_their_apostrophes_and_no_other_marks() -> None:
+    assert words_of('"Don\'t!" said Zoë, 3 times_over.') == [
+        *("Don't", "said", "Zoë", "times", "over")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"length": "huge"}, "length = 'huge': choose one of short, medium, long"),
+        ({"opening": "  "}, "the opening is empty"),
+        ({"words": ("cake", "")}, "one of them is empty"),
+    ],
+)
+def test_a_hint_that_says_nothing_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Hints(**given)  # type: ignore[arg-type]
+
+
+def test_no_hints_are_false_and_any_is_true() -> None:
+    assert not Hints()
+    assert Hints(length="long")
+
+
+def _random(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
