@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backgpt.errors import UsageError
 from backgpt.sampling import (
@@ -10,7 +12,7 @@ from backgpt.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    log_softmax,
+    logprob_of,
     penalize,
     pick,
     softmax,
@@ -55,10 +57,37 @@ def test_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_nega
     assert penalize(np.array([2.0, -2.0, 2.0]), seen, 2.0).tolist() == [1.0, -4.0, 2.0]
 
 
-def test_softmax_and_log_softmax_agree_and_survive_large_logits() -> None:
+def test_softmax_and_log_probabilities_agree_and_survive_large_logits() -> None:
     scores = np.array([1000.0, 1001.0, -np.inf])
     assert softmax(scores) == pytest.approx([1 / (1 + np.e), np.e / (1 + np.e), 0])
-    assert np.exp(log_softmax(scores)) == pytest.approx(softmax(scores))
+    logprobs = [logprob_of(id_, scores) for id_ in range(3)]
+    assert np.exp(logprobs) == pytest.approx(softmax(scores))
+
+
+@given(
+    st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0, -np.inf]), min_size=2, max_size=40),
+    st.sampled_from([None, 2, 3, 10]),
+    st.sampled_from([0.3, 0.8, 0.95, 1.0]),
+    st.sampled_from([0.0, 0.07, 0.4]),
+    st.integers(0, 1000),
+)
+def test_a_draw_is_the_steps_one_after_the_other(
+    logits: list[float], top_k: int | None, top_p: float, min_p: float, seed: int
+) -> None:
+    """`draw` takes shortcuts; the same steps without any must give the same id."""
+    scores = np.array([1.0, *logits])
+    probabilities = softmax(scores / 0.7)
+    sorted_ids = sorted(range(len(scores)), key=lambda i: (-probabilities[i], i))
+    kept = [i for i in sorted_ids if probabilities[i] > 0][: top_k or len(scores)]
+    if top_p < 1:
+        reached = np.cumsum(probabilities[kept]) / probabilities[kept].sum()
+        kept = kept[: int(np.sum(reached < top_p - 1e-12)) + 1]
+    kept = [i for i in kept if probabilities[i] >= min_p * probabilities.max() - 1e-12]
+    expected = np.zeros_like(probabilities)
+    expected[kept] = probabilities[kept]
+    sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
+    drawn = draw(scores, sampling, np.random.default_rng(seed), seen=np.zeros(len(scores), bool))
+    assert drawn == pick(expected, np.random.default_rng(seed).random())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from backgpt.engine.torch_engine import TorchEngine
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import Direction, Unit
-from backgpt.sampling import log_softmax
+from backgpt.sampling import logprob_of
 from backgpt.score import bits_per_byte, score_texts
 from backgpt.tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ def test_a_score_is_the_sum_of_the_models_own_log_probabilities(
     ids = language.order.to_model(tokenizer.mark(tokenizer.encode("The end.")))
     with torch.no_grad():
         logits = engine.model(torch.from_numpy(ids)[None])[0].numpy().astype(np.float64)
-    expected = sum(log_softmax(row)[id_] for row, id_ in zip(logits[:-1], ids[1:], strict=True))
+    expected = sum(logprob_of(id_, row) for row, id_ in zip(logits[:-1], ids[1:], strict=True))
     assert score.logprob == pytest.approx(expected, abs=1e-4)
     assert score.n_tokens == len(ids) - 1
 

@@ -16,7 +16,7 @@ from backgpt.engine import Engine
 from backgpt.errors import UsageError
 from backgpt.language import Language, Prompt
 from backgpt.order import LeftwardDecoder, ModelIds, ReadingIds, RightwardDecoder
-from backgpt.sampling import Sampling, draw, log_softmax
+from backgpt.sampling import Sampling, draw, logprob_of
 
 FinishReason = Literal["stop", "length"]
 
@@ -61,6 +61,8 @@ def generate(
     stop = language.markers[1]
     allowed = _allowed(language)
     first = allowed & language.tokenizer.starts_group if language.by_word else allowed
+    # Added to the logits of the first id, and of later ones: what is not allowed is impossible.
+    barred_first, barred = (np.where(usable, 0.0, -np.inf) for usable in (first, allowed))
     randoms = [np.random.default_rng([seed, number]) for number in range(n)]
     seen = np.zeros((n, len(allowed)), dtype=np.bool_)
     seen[:, prompt.ids] = True
@@ -73,12 +75,12 @@ def generate(
             going: dict[int, int] = {}
             for number, row_logits in zip(running, logits, strict=True):
                 scores = row_logits[: len(allowed)].astype(np.float64)
-                usable = np.where(allowed if position else first, scores, -np.inf)
+                usable = scores + (barred if position else barred_first)
                 id_ = draw(usable, sampling, randoms[number], seen=seen[number])
                 seen[number, id_] = True
                 if id_ != stop:
                     going[number] = id_
-                yield number, id_, float(log_softmax(scores)[id_])
+                yield number, id_, logprob_of(id_, scores)
             engine.release([rows[number] for number in running if number not in going])
             running = list(going)
             if not running or position + 1 == room:

@@ -4,6 +4,7 @@ Order of the steps: repetition penalty, temperature, top-k, top-p, min-p, draw. 
 in float64 on (V,) arrays, so that a sample does not depend on the engine's batch.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,15 +57,20 @@ def draw(
     scores = penalize(logits.astype(np.float64), seen, sampling.repetition_penalty)
     if sampling.top_k == 1:
         return int(np.argmax(scores))
+    top = scores.max()
+    ids = np.arange(len(scores))
+    if sampling.min_p > 0 and sampling.top_p == 1:
+        # Dropping the unlikely first gives the same draw, and little is left to compute with.
+        ids = np.flatnonzero(scores >= top + sampling.temperature * math.log(sampling.min_p))
     with np.errstate(over="ignore"):  # at a tiny temperature all but the likeliest vanish
-        probabilities = softmax((scores - scores.max()) / sampling.temperature)
+        probabilities = softmax((scores[ids] - top) / sampling.temperature)
     if sampling.top_k is not None:
         probabilities = keep_top_k(probabilities, sampling.top_k)
     if sampling.top_p < 1:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         probabilities = keep_min_p(probabilities, sampling.min_p)
-    return pick(probabilities, random.random())
+    return int(ids[pick(probabilities, random.random())])
 
 
 def penalize(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
@@ -81,26 +87,27 @@ def softmax(scores: Floats) -> Floats:
     return probabilities
 
 
-def log_softmax(scores: Floats) -> Floats:
-    """Return log-probabilities in nats."""
-    shifted: Floats = scores - scores.max()
-    logprobs: Floats = shifted - np.log(np.exp(shifted).sum())
-    return logprobs
+def logprob_of(id_: int, scores: Floats) -> float:
+    """Return the log-probability in nats of one id: its value in the log-softmax of (V,) scores."""
+    top = scores.max()
+    return float(scores[id_] - top - np.log(np.exp(scores - top).sum()))
 
 
 def keep_top_k(probabilities: Floats, k: int) -> Floats:
     """Keep the `k` likeliest ids; of equals at the edge, those with the smaller id."""
     if k >= np.count_nonzero(probabilities):
         return probabilities
-    keep = np.argsort(-probabilities, kind="stable")[:k]
-    return _only(probabilities, keep)
+    least = np.partition(probabilities, -k)[-k]
+    return _only(probabilities, _likeliest_first(probabilities, least)[:k])
 
 
 def keep_top_p(probabilities: Floats, p: float) -> Floats:
     """Keep the fewest likeliest ids that together reach `p` (Holtzman et al. 2019)."""
-    likeliest = np.argsort(-probabilities, kind="stable")
+    total = probabilities.sum()
+    # All ids below this together are less than the part that is dropped: no need to sort them.
+    likeliest = _likeliest_first(probabilities, total * (1 - p) / len(probabilities))
     reached = np.cumsum(probabilities[likeliest])
-    count = int(np.searchsorted(reached, p * reached[-1])) + 1
+    count = int(np.searchsorted(reached, p * total)) + 1
     return _only(probabilities, likeliest[:count])
 
 
@@ -114,6 +121,12 @@ def pick(probabilities: Floats, uniform: float) -> int:
     cumulative = np.cumsum(probabilities)
     index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
     return min(index, int(np.flatnonzero(probabilities)[-1]))
+
+
+def _likeliest_first(probabilities: Floats, least: float) -> npt.NDArray[np.intp]:
+    """Return the ids of probabilities from `least` up; of equals the smaller id first."""
+    ids = np.flatnonzero(probabilities >= least)
+    return ids[np.argsort(-probabilities[ids], kind="stable")]
 
 
 def _only(probabilities: Floats, keep: npt.NDArray[np.intp]) -> Floats:
