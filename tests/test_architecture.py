@@ -11,11 +11,21 @@ import backgpt
 
 ROOT = Path(backgpt.__file__).parent
 FLOORS = {
-    0: {"errors", "config", "order", "files"},
-    1: {"tokenizer", "hints", "language", "datasets", "corpus", "shards", "parts", "prepare"},
-    2: {"engine", "kernels", "model", "batches", "optim", "devices"},
-    3: {"checkpoint", "sampling", "generate", "score", "run_folder"},
-    4: {"run", "train", "api"},
+    0: {"errors", "config", "order", "files", "manifest"},
+    1: {
+        "tokenizer",
+        "hints",
+        "language",
+        "chat",
+        "datasets",
+        "corpus",
+        "shards",
+        "parts",
+        "prepare",
+    },
+    2: {"engine", "kernels", "model", "batches", "optim", "devices", "quantize"},
+    3: {"checkpoint", "card", "builtin", "sampling", "generate", "score", "run_folder"},
+    4: {"run", "train", "evaluate", "api"},
     5: {"cli", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

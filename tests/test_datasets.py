@@ -16,6 +16,7 @@ import pytest
 
 from backgpt.datasets import (
     Conversation,
+    Message,
     HubFile,
     Tally,
     fetch,
@@ -258,11 +259,39 @@ def test_conversations_keep_their_parts_and_render_as_paragraphs(tmp_path: Path)
     ]
     path = write(tmp_path / "a.jsonl", json_lines(records))
     one, two = read_conversations(path)
-    assert one == Conversation("Who?", "A cat.", "It.", f"{path}:1")
+    messages = (Message("user", "Who?"), Message("assistant", "It."))
+    assert one == Conversation(messages, "A cat.", f"{path}:1")
     assert one.as_text() == "Who?\n\nA cat.\n\nIt."
     assert two.as_text() == "Why?\n\nSo."
     with pytest.raises(DataError, match=r":1: no field 'instruction'"):
         list(read_conversations(write(tmp_path / "b.jsonl", '{"response": "x"}')))
+
+
+def test_conversations_of_many_messages_keep_roles_and_order(tmp_path: Path) -> None:
+    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", " "), ("assistant", "Hello")]
+    records = [
+        {"messages": [{"role": role, "content": text} for role, text in turns]},
+        {"instruction": "Silence?", "response": " "},
+    ]
+    tally = Tally()
+    [found] = read_conversations(write(tmp_path / "a.jsonl", json_lines(records)), tally=tally)
+    assert [(message.role, message.text) for message in found.messages] == [
+        *(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"))
+    ]
+    assert tally.empty == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"messages": "hi"}', "not a list"),
+        ('{"messages": [{"role": "prompter", "content": "x"}]}', "role = 'prompter'"),
+        ('{"messages": [{"role": "user"}]}', "no field 'content'"),
+    ],
+)
+def test_messages_of_another_shape_are_refused(tmp_path: Path, line: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        list(read_conversations(write(tmp_path / "a.jsonl", line)))
 
 
 # --- the hub, played by a server that breaks off

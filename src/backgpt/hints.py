@@ -13,7 +13,7 @@ import numpy as np
 
 from backgpt.errors import UsageError
 
-Kind = Literal["opening", "words", "length"]
+Kind = Literal["opening", "words", "length", "question", "context"]
 Length = Literal["short", "medium", "long"]
 
 LENGTHS: tuple[Length, ...] = get_args(Length)

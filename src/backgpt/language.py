@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.hints import NO_HINTS, Hints
-from backgpt.order import Direction, Directions, IdArray, ModelIds, Order, Unit
+from backgpt.hints import NO_HINTS, Hints, Kind
+from backgpt.order import Direction, Directions, ModelIds, Order, ReadingIds, Unit
 from backgpt.tokenizer import Tokenizer
 
 
@@ -78,11 +78,14 @@ class Language:
 
     def hint_ids(self, hints: Hints) -> npt.NDArray[np.int64]:
         """Return what a row begins with to give `hints`, (T,) int64; they are never scored."""
-        parts: list[IdArray] = [self.lead[:0]]
-        for kind, text in hints.texts():
-            control = [self.tokenizer.control_id(token) for token in ("<|hint|>", f"<|{kind}|>")]
-            parts += [np.array(control), self.order.to_model(self.tokenizer.encode(text))]
-        return np.concatenate(parts).astype(np.int64)
+        parts = [self.hint(kind, text) for kind, text in hints.texts()]
+        return np.concatenate((self.lead[:0], *parts))
+
+    def hint(self, kind: Kind, text: str, *, most: int | None = None) -> npt.NDArray[np.int64]:
+        """Return one hint, (T,) int64; of a text of more than `most` ids the end is left out."""
+        control = [self.tokenizer.control_id(token) for token in ("<|hint|>", f"<|{kind}|>")]
+        ids = ReadingIds(self.tokenizer.encode(text)[:most])
+        return np.concatenate((control, self.order.to_model(ids))).astype(np.int64)
 
     def prompt(self, text: str, *, at_edge: bool, hints: Hints = NO_HINTS) -> Prompt:
         """Return the prompt for a given `text`: an ending, or an opening for a forward model.

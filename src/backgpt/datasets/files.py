@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from backgpt.datasets.records import Conversation, Document, Tally
+from backgpt.datasets.records import ROLES, Conversation, Document, Message, Role, Tally
 from backgpt.errors import ConfigError, DataError, MissingExtraError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -54,17 +54,40 @@ def read_file(path: Path, *, field: str, separator: str | None, tally: Tally) ->
 
 
 def read_conversations(path: Path, *, tally: Tally | None = None) -> Iterator[Conversation]:
-    """Yield the records of JSON lines with `instruction`, `response` and perhaps `context`.
+    """Yield the conversations in JSON lines, those with at least two messages that say something.
 
-    Raises DataError, naming file and line, for a line that has not those.
+    A line has `messages`, each with `role` and `content`, or `instruction` and `response`; either
+    may have a `context`. Others are counted as empty. Raises DataError, naming file and line, for
+    a line that is neither.
     """
-    for record, origin in _records(path, tally if tally is not None else Tally()):
-        yield Conversation(
-            instruction=_clean(_text_field(record, "instruction", origin), origin),
-            context=_clean(_text_field({"context": "", **record}, "context", origin), origin),
-            response=_clean(_text_field(record, "response", origin), origin),
-            origin=origin,
-        )
+    tally = tally if tally is not None else Tally()
+    for record, origin in _records(path, tally):
+        context = _clean(_text_field({"context": "", **record}, "context", origin), origin)
+        messages = tuple(_messages(record, origin))
+        if len(messages) < 2:
+            tally.empty += 1
+        else:
+            yield Conversation(messages=messages, context=context, origin=origin)
+
+
+def _messages(record: dict[str, Any], origin: str) -> Iterator[Message]:
+    """Yield a record's messages, those that are empty left out."""
+    turns = record.get("messages")
+    if turns is None:
+        fields: tuple[tuple[Role, str], ...] = (("user", "instruction"), ("assistant", "response"))
+        turns = [
+            {"role": role, "content": _text_field(record, name, origin)} for role, name in fields
+        ]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise DataError(f"{origin}: 'messages' is not a list of objects with role and content")
+    for turn in turns:
+        text = _clean(_text_field(turn, "content", origin), origin)
+        if turn.get("role") not in ROLES:
+            raise DataError(
+                f"{origin}: role = {turn.get('role')!r}: it must be one of {', '.join(ROLES)}"
+            )
+        if text:
+            yield Message(role=turn["role"], text=text)
 
 
 def document(text: str, origin: str, tally: Tally) -> Iterator[Document]:

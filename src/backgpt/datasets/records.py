@@ -1,6 +1,12 @@
 """The records that every source of text is turned into."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from backgpt.errors import DataError
+
+Role = Literal["user", "assistant", "system"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,17 +18,31 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A question, what it is about, and the answer; `context` may be empty."""
+class Message:
+    """One turn: who speaks, and the text. Raises DataError for an unknown role or no text."""
 
-    instruction: str
+    role: Role
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
+        if not self.text.strip():
+            raise DataError(f"a message of the {self.role} is empty: leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in reading order, and what they are about; `context` may be empty."""
+
+    messages: tuple[Message, ...]
     context: str
-    response: str
     origin: str
 
     def as_text(self) -> str:
-        """Return the conversation as a plain text: its parts with an empty line between."""
-        return "\n\n".join(part for part in (self.instruction, self.context, self.response) if part)
+        """Return the conversation as a plain text, the context after the first message."""
+        first, *others = (message.text for message in self.messages)
+        return "\n\n".join(part for part in (first, self.context, *others) if part)
 
 
 @dataclass(slots=True)

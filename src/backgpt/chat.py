@@ -1,0 +1,190 @@
+"""The one chat template: messages -> what is given and what is written, in model order.
+
+A tag stands before its text in reading order, and so closes it for a backward model:
+
+    reading order          <|start|> <|user|> question <|assistant|> answer <|end|>
+    model order, backward  <|end|> answer <|assistant|> question <|user|> <|start|>
+
+You answer, the model asks. What is asked of a model is a given part that it reads and a written
+part, on which the loss falls in training:
+
+    mode     given                                              written
+    ask      <|end|> answer <|assistant|>                       question <|user|>
+    rewind   <|end|> last message, its tag                      all before it, to <|start|>
+    reply    <|hint|> <|question|> question <|end|>             answer <|assistant|>
+
+`ask` is the first turn of `rewind`, and is trained as that. A forward twin is trained alike: given
+`<|start|> <|user|> question <|assistant|>` it writes the answer, to `<|end|>`. What the messages
+are about may stand in front of all as a hint, or be part of the question.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from backgpt.datasets.records import Conversation, Message, Role
+from backgpt.errors import UsageError
+from backgpt.hints import Kind
+from backgpt.language import Language
+from backgpt.order import IdArray, ModelIds, ReadingIds
+
+Mode = Literal["ask", "rewind", "reply"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+HINT_CONTROLS = 2  # control ids that a hint begins with
+LEAST_GIVEN = 16  # a given text shortened to fewer ids than this is not worth reading
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One row: what is given and what is written, each (T,) in model order.
+
+    `shortened` says that part of the given text was left out so that the row fits.
+    """
+
+    given: ModelIds
+    written: ModelIds
+    shortened: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """Turns messages into ids for one way of a model: prompts and training rows alike."""
+
+    language: Language
+
+    def tag(self, role: Role) -> int:
+        """Return the control id that stands before what `role` says."""
+        return self.language.tokenizer.control_id(f"<|{role}|>")
+
+    def turns(self, messages: Sequence[Message]) -> ReadingIds:
+        """Return messages in reading order, (T,) int64, each behind its tag."""
+        encode = self.language.tokenizer.encode
+        return ReadingIds(_joined(*([self.tag(m.role), *encode(m.text)] for m in messages)))
+
+    def before(self, messages: Sequence[Message], *, context: str = "") -> ModelIds:
+        """Return the prompt for what was said before `messages`, the end of a conversation, (T,).
+
+        With an answer alone this is `ask`. Raises UsageError for a forward model, or no message.
+        """
+        if self.language.direction == "forward":
+            raise UsageError("a forward model cannot write what came before: load it backward")
+        if not messages:
+            raise UsageError("there is no message to go back from: give the last one")
+        return self._prompt([*self.turns(messages), self._end_id], context)
+
+    def reply(self, question: str, *, context: str = "") -> ModelIds:
+        """Return the prompt for an answer to `question`, (T,), for either twin."""
+        if self.language.direction == "forward":
+            asked = self.turns([Message("user", question)])
+            return self._prompt([self._start_id, *asked, self.tag("assistant")], context)
+        return self._prompt([self._end_id], context, question)
+
+    def exchanges(self, conversation: Conversation, *, most: int) -> Iterator[Exchange | None]:
+        """Yield the training rows of a conversation, each of at most `most` ids, None if too long.
+
+        Every message but the one that is met first is written; a conversation with a context
+        gives such rows twice, with the context as a hint and as part of the first message. For a
+        backward model the first answer is also written as a reply. What a long conversation is
+        cut into overlaps by one message, and is the same for both twins.
+        """
+        messages, context = conversation.messages, conversation.context
+        for piece in self._pieces(messages, most):
+            yield self._exchange(messages, piece, context, most)
+        if context:
+            first = Message(messages[0].role, f"{messages[0].text}\n\n{context}")
+            whole = (first, *messages[1:])
+            for piece in self._pieces(whole, most):
+                yield self._exchange(whole, piece, "", most)
+        asks = [message.role for message in messages[:2]] == ["user", "assistant"]
+        if asks and self.language.direction == "backward":
+            answer = self.language.order.to_model(self.turns(messages[1:2]))
+            end = ModelIds(np.array([self._end_id]))
+            yield self._fitted(end, answer, most, context, messages[0].text)
+
+    def _pieces(self, messages: Sequence[Message], most: int) -> Iterator[range]:
+        """Yield ranges of neighboring messages, two or more, of at most `most` ids if possible."""
+        sizes = [len(self.turns([message])) for message in messages]
+        first, last = 0, len(messages) - 1
+        while first < last:
+            stop = first + 1
+            while stop < last and sum(sizes[first : stop + 2]) + 2 <= most:
+                stop += 1
+            yield range(first, stop + 1)
+            first = stop
+
+    def _exchange(
+        self, messages: Sequence[Message], piece: range, context: str, most: int
+    ) -> Exchange | None:
+        """Return the row that writes all messages of a piece but the one that is met first."""
+        start = [self._start_id] if piece.start == 0 else []
+        end = [self._end_id] if piece.stop == len(messages) else []
+        reading = _joined(start, self.turns(messages[piece.start : piece.stop]), end)
+        whole = self.language.order.to_model(ReadingIds(reading))
+        if self.language.direction == "backward":
+            n_given = len(end) + len(self.turns(messages[piece.stop - 1 : piece.stop]))
+        else:  # with the tag of the message that is written first
+            n_given = len(start) + len(self.turns(messages[piece.start : piece.start + 1])) + 1
+        return self._fitted(
+            ModelIds(whole[:n_given]), ModelIds(whole[n_given:]), most, context, None
+        )
+
+    def _fitted(
+        self, given: ModelIds, written: ModelIds, most: int, context: str, question: str | None
+    ) -> Exchange | None:
+        """Return a row of at most `most` ids, or None.
+
+        Too long a question or context is shortened or a context left out; then the given text is
+        shortened at its far edge, the one that is met first, and loses the marker there.
+        """
+        space = most - len(self.language.lead) - len(given) - len(written)
+        shortened = False
+        hints: dict[Kind, IdArray] = {}
+        wanted: tuple[tuple[Kind, str | None], ...] = (("question", question), ("context", context))
+        for kind, text in wanted:
+            if not text:
+                continue
+            whole = self.language.hint(kind, text)
+            ids = self.language.hint(kind, text, most=max(space - HINT_CONTROLS, 0))
+            if len(ids) < len(whole):
+                shortened = True
+                if len(ids) < HINT_CONTROLS + LEAST_GIVEN:
+                    if kind == "question":
+                        return None
+                    continue
+            hints[kind] = ids
+            space -= len(ids)
+        if space < 0:
+            given, shortened = ModelIds(given[-space:]), True
+            if len(given) < LEAST_GIVEN:
+                return None
+        in_order = [hints[kind] for kind in ("context", "question") if kind in hints]
+        return Exchange(
+            given=ModelIds(_joined(self.language.lead, *in_order, given)),
+            written=written,
+            shortened=shortened,
+        )
+
+    def _prompt(
+        self, reading: Sequence[int], context: str, question: str | None = None
+    ) -> ModelIds:
+        given: tuple[tuple[Kind, str | None], ...] = (("context", context), ("question", question))
+        hints = [self.language.hint(kind, text) for kind, text in given if text]
+        ids = self.language.order.to_model(ReadingIds(_joined(reading)))
+        return ModelIds(_joined(self.language.lead, *hints, ids))
+
+    @property
+    def _start_id(self) -> int:
+        return self.language.tokenizer.start_id
+
+    @property
+    def _end_id(self) -> int:
+        return self.language.tokenizer.end_id
+
+
+def _joined(*parts: Iterable[int] | IdArray) -> IdArray:
+    """Return parts one after the other, (T,) int64."""
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int64), *(np.asarray(list(p), dtype=np.int64) for p in parts)]
+    )
