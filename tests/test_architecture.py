@@ -23,9 +23,19 @@ FLOORS = {
         "parts",
         "prepare",
     },
-    2: {"engine", "kernels", "model", "batches", "optim", "devices", "quantize"},
-    3: {"checkpoint", "card", "builtin", "sampling", "generate", "score", "run_folder"},
-    4: {"run", "train", "evaluate", "api"},
+    2: {"engine", "kernels", "model", "batches", "dialogues", "optim", "devices", "quantize"},
+    3: {
+        "checkpoint",
+        "card",
+        "builtin",
+        "sampling",
+        "generate",
+        "rewind",
+        "score",
+        "run_folder",
+        "training_data",
+    },
+    4: {"run", "train", "evaluate", "api", "session", "session_file", "label"},
     5: {"cli", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -115,18 +115,18 @@ def test_a_prompt_is_what_a_training_row_gives(
     backward = template(tokenizer, told=told)
     asked, *_, replied = (row for row in backward.exchanges(talk, most=500) if row)
     last = [Message("assistant", answer)]
-    assert asked.given.tolist() == backward.before(last, context=context).tolist()
-    assert replied.given.tolist() == backward.reply(question, context=context).tolist()
+    assert asked.given.tolist() == backward.before(last, context=context).ids.tolist()
+    assert replied.given.tolist() == backward.reply(question, context=context).ids.tolist()
     forward = template(tokenizer, "forward", told=told)
     row = next(forward.exchanges(talk, most=500))
     assert row is not None
-    assert row.given.tolist() == forward.reply(question, context=context).tolist()
+    assert row.given.tolist() == forward.reply(question, context=context).ids.tolist()
 
 
 def test_a_longer_conversation_has_a_prompt_too(tokenizer: Tokenizer) -> None:
     made = template(tokenizer)
     messages = conversation(*TALK).messages
-    assert shown(made, made.before(messages[2:])) == (
+    assert shown(made, made.before(messages[2:]).ids) == (
         "<|end|> A bone. <|assistant|> What does he want? <|user|>"
     )
 
@@ -229,11 +229,28 @@ def test_names_of_markers_in_a_message_stay_text(tokenizer: Tokenizer) -> None:
 def test_a_forward_model_has_no_way_back_and_no_message_is_no_prompt(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="load it backward"):
         template(tokenizer, "forward").before([Message("assistant", "Yes.")])
-    with pytest.raises(UsageError, match="no message to go back from"):
-        template(tokenizer).before([])
 
 
-@pytest.mark.parametrize(("role", "text"), [("prompter", "x"), ("user", " \n")])
-def test_a_message_of_nobody_or_with_nothing_is_refused(role: str, text: str) -> None:
-    with pytest.raises(DataError, match=r"role = 'prompter'|is empty"):
-        Message(role, text)  # type: ignore[arg-type]
+def test_nothing_to_go_back_from_or_to_answer_is_refused(tokenizer: Tokenizer) -> None:
+    for messages in ([], [Message("assistant", " \n")]):
+        with pytest.raises(UsageError, match="no message to go back from"):
+            template(tokenizer).before(messages)
+    with pytest.raises(UsageError, match="question is empty"):
+        template(tokenizer).reply("")
+    with pytest.raises(DataError, match="role = 'prompter'"):
+        Message("prompter", "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_messages_are_read_back_from_ids_as_they_were(tokenizer: Tokenizer, unit: Unit) -> None:
+    made = template(tokenizer, unit=unit, told=True)
+    odd = ("Who?\n\nThe dog\n", " ", "<|user|> \u732b", "A bone. ", "Why\tnot?")
+    messages = [*conversation(*TALK).messages, *(Message("system", text) for text in odd), _last()]
+    prompt = made.before(messages, context="It rained. <|end|>")
+    assert made.messages(prompt.ids) == messages
+    tail = made.before(messages[-2:]).ids[2:]  # with neither direction nor end
+    assert made.messages(tail)[0] == messages[-2]
+
+
+def _last() -> Message:
+    return Message("assistant", "That is all.")

@@ -13,8 +13,8 @@ from backgpt.checkpoint import (
     BEST,
     CONFIG,
     HUGGING_FACE_NAMES,
+    INT8_WEIGHTS,
     LATEST,
-    MANIFEST,
     WEIGHTS,
     Checkpoint,
     ModelFolder,
@@ -24,12 +24,14 @@ from backgpt.checkpoint import (
     read_checkpoint,
     read_model,
     save_checkpoint,
+    save_model,
     thin,
-    verify,
     write_model,
 )
 from backgpt.config import ModelConfig
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
+from backgpt.manifest import MANIFEST, verify
+from backgpt.quantize import SCALE, dequantized, quantized
 from backgpt.tokenizer import Tokenizer
 
 CONFIG_OF_MODEL = ModelConfig(
@@ -215,3 +217,78 @@ def test_a_run_folder_means_its_best_checkpoint(model: ModelFolder, tmp_path: Pa
     for path in (tmp_path, tmp_path / BEST, first):
         assert read_model(path).weights["a.weight"].any()
     assert not read_model(tmp_path / LATEST).weights["a.weight"].any()
+
+
+def test_a_model_stored_as_int8_comes_back_as_floats_or_as_it_lies(
+    model: ModelFolder, tmp_path: Path
+) -> None:
+    save_model(model, tmp_path / "small", storage="int8")
+    verify(tmp_path / "small")
+    stored = quantized(model.weights)
+    read, raw = read_model(tmp_path / "small"), read_model(tmp_path / "small", dequantize=False)
+    assert read.storage == raw.storage == "int8"
+    assert set(read.weights) == set(model.weights)
+    assert np.array_equal(read.weights["a.weight"], dequantized(stored)["a.weight"])
+    assert set(raw.weights) == set(stored)
+    for name, array in stored.items():
+        assert raw.weights[name].dtype == array.dtype
+        assert np.array_equal(raw.weights[name], array)
+    assert (read.config, read.direction, read.unit) == (model.config, "backward", "word")
+
+
+def test_a_folder_without_the_key_is_float32_and_an_unknown_storage_is_refused(
+    model: ModelFolder, folder: Path
+) -> None:
+    edit(folder / CONFIG, storage="REMOVED")
+    assert read_model(folder).storage == "float32"
+    edit(folder / CONFIG, storage="int4")
+    with pytest.raises(UsageError, match="storage = 'int4'"):
+        read_model(folder)
+
+
+def test_int8_weights_have_a_name_that_transformers_does_not_read(
+    model: ModelFolder, tmp_path: Path
+) -> None:
+    save_model(model, tmp_path / "small", storage="int8")
+    assert (tmp_path / "small" / INT8_WEIGHTS).is_file()
+    assert not (tmp_path / "small" / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_missing_scales_are_refused_with_the_files_name(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dequantize: bool
+) -> None:
+    def without_scale(weights: Any) -> Any:
+        return {k: v for k, v in quantized(weights).items() if not k.endswith(SCALE)}
+
+    monkeypatch.setattr(module, "quantized", without_scale)
+    save_model(model, tmp_path / "small", storage="int8")
+    with pytest.raises(CorruptFileError, match=rf"{INT8_WEIGHTS}.*no a\.weight_scale"):
+        read_model(tmp_path / "small", dequantize=dequantize)
+
+
+def test_a_model_is_saved_over_another_whole_or_not_at_all(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(model, folder, files={"README.md": b"one"})
+    monkeypatch.setattr(module, "write_synced", _full)
+    with pytest.raises(BackgptError, match="No space left on device"):
+        save_model(model, folder, files={"README.md": b"two"})
+    monkeypatch.undo()
+    verify(folder)
+    assert (folder / "README.md").read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    save_model(model, folder, storage="int8", files={"card.json": b"{}"})
+    verify(folder)
+    assert not (folder / WEIGHTS).exists()
+
+
+def test_every_model_folder_says_how_its_ids_run(folder: Path) -> None:
+    read_me = (folder / "README.md").read_text()
+    assert read_me.startswith("---\nlanguage:")
+    assert "model order" in read_me
+
+
+def _full(path: Path, data: bytes) -> None:
+    raise OSError(28, "No space left on device")

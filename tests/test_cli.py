@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import backgpt
 from backgpt.checkpoint import checkpoints
-from backgpt.cli.sample import lines_from_end
+from backgpt.cli.growing import lines_from_end
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 TRAIN = [
@@ -177,7 +178,7 @@ def test_an_ending_from_a_pipe_that_is_not_utf_8_is_refused(run: Path) -> None:
 
 
 def test_missing_data_is_named() -> None:
-    assert_refused(backgpt_command("train", "--max-steps=5"), 2, "data is missing")
+    assert_refused(backgpt_command("train", "--max-steps=5"), 2, "give either data")
 
 
 def test_no_command_shows_the_help() -> None:
@@ -344,19 +345,30 @@ def test_a_resumed_run_needs_no_other_flag_than_its_folder(run: Path) -> None:
     assert "8 steps" in done.stdout
 
 
-def test_without_torch_training_and_sampling_name_the_extra(run: Path, dataset_path: Path) -> None:
-    for arguments in (
-        ["sample", "--model", str(run), "--ending", "x"],
-        ["train", "--data", str(dataset_path), "--max-steps", "1"],
-    ):
-        program = (
-            "import sys; sys.modules['torch'] = None\n"
-            f"from backgpt.cli import main; main({arguments!r})"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False
-        )
-        assert_refused(done, 2, "pip install 'backgpt[train]'")
+def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command where `modules` cannot be imported."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules!r}))\n"
+        f"from backgpt.cli import main; main({arguments!r})"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+
+def test_training_without_torch_names_the_extra(dataset_path: Path) -> None:
+    done = run_without(("torch",), "train", "--data", str(dataset_path), "--max-steps", "1")
+    assert_refused(done, 2, "pip install 'backgpt[train]'")
+
+
+def test_sampling_needs_torch_only_without_the_native_engine(run: Path) -> None:
+    sample = ("sample", "--model", str(run), "--ending", "x", "--max-new-tokens", "5")
+    native = "backgpt.engine._native"
+    assert_refused(run_without(("torch", native), *sample), 2, "pip install 'backgpt[train]'")
+    assert_refused(run_without((native,), *sample, "--engine", "native"), 2, "C++ compiler")
+    assert run_without((native,), *sample).returncode == 0
+    if find_spec(native):
+        assert run_without(("torch",), *sample).returncode == 0
 
 
 @pytest.mark.parametrize(

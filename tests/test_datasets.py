@@ -16,8 +16,8 @@ import pytest
 
 from backgpt.datasets import (
     Conversation,
-    Message,
     HubFile,
+    Message,
     Tally,
     fetch,
     files,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
-from backgpt.generate import Writer, collect, generate, in_model_order
+from backgpt.generate import Writer, collect, collect_all, generate, in_model_order, pieces
 from backgpt.language import Language
 from backgpt.order import Direction, IdArray, ReadingIds, Unit
 from backgpt.sampling import Sampling
@@ -278,3 +278,62 @@ def test_nothing_to_go_on_from_is_refused(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     with pytest.raises(UsageError, match="nothing to go on from"):
         collect(random_engine(tokenizer), lang, lang.prompt("", at_edge=False), sampling=GREEDY)
+
+
+def test_many_prompts_together_give_what_each_gives_alone(tokenizer: Tokenizer) -> None:
+    def logits(read: list[int]) -> FloatArray:
+        random = np.random.default_rng(read)
+        row = random.normal(size=tokenizer.vocab_size).astype(np.float32) * 3
+        row[tokenizer.start_id] += 9 * (len(read) % 7 == 0)
+        return row
+
+    engine = TableEngine(logits, tokenizer.vocab_size)
+    backward = language(tokenizer)
+    prompts = [
+        backward.prompt(text, at_edge=True) for text in ("The end.", "So they slept.", "word " * 8)
+    ]
+    ways = {"n": 3, "sampling": Sampling(temperature=1.0), "max_new_tokens": 40}
+    together = collect_all(engine, backward, prompts, [5, 6, 7], **ways)  # type: ignore[arg-type]
+    assert not engine.rows
+    for prompt, seed, texts in zip(prompts, (5, 6, 7), together, strict=True):
+        alone = collect(engine, backward, prompt, seed=seed, **ways)  # type: ignore[arg-type]
+        assert [text.text for text in texts] == [text.text for text in alone]
+        assert [text.logprob for text in texts] == [text.logprob for text in alone]
+        assert {text.seed for text in texts} == {seed}
+    assert {text.finish_reason for texts in together for text in texts} == {"stop", "length"}
+    assert collect_all(engine, backward, [], [], **ways) == []  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_cannot_be_read_leaves_no_row_of_the_others(tokenizer: Tokenizer) -> None:
+    class Failing(TableEngine):
+        def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
+            if self.rows:
+                raise UsageError("no more")
+            return super().prefill(ids, copies)
+
+    engine = Failing(lambda read: np.zeros(tokenizer.vocab_size), tokenizer.vocab_size)
+    backward = language(tokenizer)
+    prompts = [backward.prompt(text, at_edge=True) for text in ("The end.", "So.")]
+    with pytest.raises(UsageError, match="no more"):
+        collect_all(engine, backward, prompts, [1, 2], sampling=GREEDY)
+    assert not engine.rows
+
+
+def test_pieces_return_the_text_that_they_make(tokenizer: Tokenizer) -> None:
+    def logits(read: list[int]) -> FloatArray:
+        return np.random.default_rng(read).normal(size=tokenizer.vocab_size) * 3
+
+    engine = TableEngine(logits, tokenizer.vocab_size)
+    backward = language(tokenizer)
+    prompt = backward.prompt("The end.", at_edge=True)
+    going = pieces(engine, backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3)
+    joined = prompt.text
+    while True:
+        try:
+            joined = next(going) + joined
+        except StopIteration as end:
+            text = end.value
+            break
+    [expected] = collect(engine, backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3)
+    assert joined == text.text == expected.text
+    assert text.ids.tolist() == expected.ids.tolist()

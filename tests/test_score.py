@@ -10,9 +10,9 @@ from backgpt.config import ModelConfig
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.language import Language
 from backgpt.model import Transformer
-from backgpt.order import Direction, Unit
+from backgpt.order import Direction, ModelIds, Unit
 from backgpt.sampling import logprob_of
-from backgpt.score import bits_per_byte, score_texts
+from backgpt.score import bits_per_byte, score_texts, score_written
 from backgpt.tokenizer import Tokenizer
 
 TEXTS = ["The end.", "Once there was a fox.\nIt ran.", "", "é 😀", "word " * 60]
@@ -111,3 +111,20 @@ def test_a_more_likely_text_scores_higher(engine: TorchEngine, tokenizer: Tokeni
 def test_bits_per_byte_is_nats_over_ln_2_over_bytes() -> None:
     assert bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
     assert math.isnan(bits_per_byte(1.0, 0))
+
+
+def test_what_is_written_is_scored_given_what_stands_before(
+    engine: TorchEngine, tokenizer: Tokenizer
+) -> None:
+    language = Language(tokenizer, "backward", "token")
+    whole = [language.order.to_model(tokenizer.mark(tokenizer.encode(text))) for text in TEXTS[:2]]
+    pairs = [
+        (ModelIds(ids[:first]), ModelIds(ids[first:]))
+        for ids in whole
+        for first in (1, 3, len(ids) - 1, len(ids))
+    ]
+    for (given, written), values in zip(pairs, score_written(engine, pairs), strict=True):
+        [expected] = engine.score([np.concatenate((given, written))])
+        assert len(values) == len(written)
+        np.testing.assert_allclose(values, expected[len(given) - 1 :], atol=1e-5)
+    assert score_written(engine, []) == []

@@ -115,7 +115,7 @@ def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> Non
     folder = checkpoints(finished)[-1]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = load(folder)
+    ours = load(folder, engine="torch")
     assert type(theirs).__name__ == "Qwen3ForCausalLM"
 
     ids = torch.randint(16, 512, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -238,7 +238,7 @@ def test_backward_and_forward_twins_read_the_same_windows_in_the_same_order(
         assert [b.tolist() for b in one] == [b.tolist() for b in two]
         for indices in one:
             for index in map(int, indices):
-                backward, forward = (run.windows.sequence(index) for run in runs)
+                backward, forward = (run.rows.sequence(index) for run in runs)
                 assert backward.tolist() == forward.tolist()[::-1]
 
 
@@ -422,7 +422,7 @@ def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> No
     for name, shuffle in (("true", False), ("shuffled", True)):
         run = Run(settings(dataset_path, tmp_path / name, **LEARNING), Notes(), run_module.Ranks())
         if shuffle:
-            original = run.windows.batch
+            original = run.rows.batch
             random = np.random.default_rng(1)
 
             def shuffled(
@@ -433,7 +433,7 @@ def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> No
                     row[:] = random.permutation(row)
                 return batch
 
-            run.windows.batch = shuffled  # type: ignore[method-assign]
+            run.rows.batch = shuffled  # type: ignore[method-assign]
         for step in range(60):
             loss = run.accumulate_gradients(step)
             run.optimizer.step(1.0)

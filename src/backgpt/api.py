@@ -11,19 +11,26 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
+from typing import Literal
 
+from backgpt.builtin import DEFAULT, find
+from backgpt.chat import Template
 from backgpt.checkpoint import ModelFolder, read_model
 from backgpt.config import ModelConfig
-from backgpt.engine import Engine
+from backgpt.datasets.records import Message, Role
+from backgpt.engine import Dtype, Engine
 from backgpt.errors import MissingExtraError, UsageError
-from backgpt.generate import Text, Writer, collect, generate, in_model_order
+from backgpt.generate import Text, collect, in_model_order, pieces
 from backgpt.hints import Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.order import Direction, Unit
+from backgpt.quantize import dequantized
+from backgpt.rewind import Transcript, rewind
 from backgpt.sampling import Sampling
 from backgpt.score import Score, score_texts
 from backgpt.tokenizer import Tokenizer
+
+EngineName = Literal["native", "torch"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,11 @@ class Model:
         gives the same texts; without one a new one is drawn and can be read from the result.
         Raises UsageError if the model runs the other way or the given text does not fit.
         """
-        if n < 1:
-            raise UsageError(f"n = {n}: ask for at least 1 text")
         return collect(
             self.engine,
             self.language,
             self._prompt(ending, opening, words, length, continues=continues),
-            n=n,
+            n=_at_least_1(n),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
@@ -107,22 +112,79 @@ class Model:
         iterator stops the computation. Raises as `write`.
         """
         prompt = self._prompt(ending, opening, words, length, continues=continues)
-        writer = Writer(self.language, prompt)
-        stop = self.language.markers[1]
-        reached_stop = False
-        for _, id_, _ in generate(
+        yield from pieces(
             self.engine,
             self.language,
             prompt,
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
-        ):
-            reached_stop = id_ == stop
-            if not reached_stop and (piece := writer.push(id_)):
-                yield piece
-        if piece := writer.finish("stop" if reached_stop else "length"):
-            yield piece
+        )
+
+    def ask(
+        self,
+        answer: str,
+        *,
+        context: str = "",
+        n: int = 1,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Text]:
+        """Write `n` questions that `answer` could be the answer to; `context` is what it is about.
+
+        Raises UsageError for a forward model, an empty answer, or one that does not fit.
+        """
+        prompt = self._template.before([Message("assistant", answer)], context=context)
+        return self._messages(prompt, n, max_new_tokens, sampling, seed)
+
+    def reply(
+        self,
+        question: str,
+        *,
+        context: str = "",
+        n: int = 1,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Text]:
+        """Write `n` answers to `question`, by a backward model from their last word.
+
+        Raises UsageError for an empty question, or one that does not fit.
+        """
+        prompt = self._template.reply(question, context=context)
+        return self._messages(prompt, n, max_new_tokens, sampling, seed)
+
+    def rewind(
+        self,
+        message: str,
+        *,
+        role: Role = "assistant",
+        turns: int = 3,
+        context: str = "",
+        n: int = 1,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Transcript]:
+        """Write `n` conversations of up to `turns` messages that led to a last `message` by `role`.
+
+        `max_new_tokens` is for each message. Raises UsageError as `ask`.
+        """
+        first_seed = _seed(seed)
+        return [
+            rewind(
+                self.engine,
+                self._template,
+                [Message(role, message)],
+                turns=turns,
+                context=context,
+                sampling=sampling or Sampling(),
+                max_new_tokens=max_new_tokens,
+                seed=first_seed + number * turns,
+            )
+            for number in range(_at_least_1(n))
+        ]
 
     def score(self, text: str) -> Score:
         """Return how likely the model finds `text` as a whole document."""
@@ -143,6 +205,29 @@ class Model:
         """Return a text in the order the model wrote it: `end. The again. friends became …`."""
         return in_model_order(
             self.language, self.language.prompt(text.given, at_edge=not continues), text
+        )
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.language)
+
+    def _messages(
+        self,
+        prompt: Prompt,
+        n: int,
+        max_new_tokens: int | None,
+        sampling: Sampling | None,
+        seed: int | None,
+    ) -> list[Text]:
+        """Write `n` messages that a prompt of the chat template asks for."""
+        return collect(
+            self.engine,
+            self.language,
+            prompt,
+            n=_at_least_1(n),
+            sampling=sampling or Sampling(),
+            max_new_tokens=max_new_tokens,
+            seed=_seed(seed),
         )
 
     def _prompt(
@@ -173,20 +258,65 @@ class Model:
 
 
 def load(
-    path: str | PathLike[str], *, direction: Direction | None = None, device: str = "cpu"
+    path: str | PathLike[str] | None = None,
+    *,
+    direction: Direction | None = None,
+    engine: EngineName | None = None,
+    device: str = "cpu",
+    dtype: Dtype | None = None,
+    threads: int | None = None,
 ) -> Model:
-    """Load the model at `path`: a model folder, a checkpoint, or a run folder (its best).
+    """Load a model: a built-in one by its name, or a model folder, checkpoint or run folder.
 
-    A model trained both ways runs in `direction`, backward if none is given. Raises DataError,
-    UsageError or CorruptFileError if it cannot be read as one or does not run that way, and
-    MissingExtraError without torch.
+    Without `path` it is the built-in model "stories"; a local folder called like a built-in model
+    is `./stories`, or a Path. Of a run folder it is the best checkpoint. A model trained both ways
+    runs in `direction`, backward if none is given.
+
+    `engine` is "native" (C++, on the CPU) or "torch"; without one, native where it can be. The
+    native engine computes in `dtype`, without one in int8 for a model stored so and in float32
+    for others, with `threads` at most. Raises DataError, UsageError or CorruptFileError if it
+    cannot be read as one or does not run so, and MissingExtraError without an engine.
     """
-    folder = read_model(Path(path))
+    folder = read_model(find(path), dequantize=False)
     by_direction = {language.direction: language for language in folder.languages}
     if direction is not None and direction not in by_direction:
-        raise UsageError(f"{path} is a {folder.direction} model: it does not run {direction}")
+        raise UsageError(
+            f"{path or DEFAULT} is a {folder.direction} model: it does not run {direction}"
+        )
     language = by_direction[direction] if direction else folder.languages[0]
-    return Model(folder.config, language, _torch_engine(folder, device), folder.hints)
+    made = _native_engine(folder, engine, device, dtype, threads)
+    if made is None:
+        if dtype is not None or threads is not None:
+            raise UsageError("dtype and threads are for the native engine: leave them out")
+        made = _torch_engine(folder, device)
+    return Model(folder.config, language, made, folder.hints)
+
+
+def _native_engine(
+    folder: ModelFolder,
+    wanted: EngineName | None,
+    device: str,
+    dtype: Dtype | None,
+    threads: int | None,
+) -> Engine | None:
+    """Return the native engine, or None if torch is wanted, or is all there is."""
+    if wanted == "torch" or (wanted is None and device != "cpu"):
+        return None
+    if wanted not in (None, "native"):
+        raise UsageError(f"engine = {wanted!r}: it must be 'native' or 'torch'")
+    if device != "cpu":
+        raise UsageError(f"the native engine runs on the CPU, not on {device}: use engine 'torch'")
+    try:
+        from backgpt.engine.native_engine import NativeEngine
+    except ImportError:
+        if wanted is None:
+            return None
+        raise UsageError(
+            "this installation has no native engine: install a C++ compiler and backgpt again, "
+            "or use engine 'torch'"
+        ) from None
+    stored: Dtype = "int8" if folder.storage == "int8" else "float32"
+    return NativeEngine(folder.config, folder.weights, dtype=dtype or stored, threads=threads)
 
 
 def _torch_engine(folder: ModelFolder, device: str) -> Engine:
@@ -195,11 +325,17 @@ def _torch_engine(folder: ModelFolder, device: str) -> Engine:
         from backgpt.engine.torch_engine import TorchEngine
         from backgpt.model import Transformer
     except ModuleNotFoundError:
-        raise MissingExtraError("running a model", "train") from None
+        raise MissingExtraError("running a model without the native engine", "train") from None
 
     model = Transformer(folder.config)
-    model.load_arrays(folder.weights)
+    model.load_arrays(dequantized(folder.weights) if folder.storage == "int8" else folder.weights)
     return TorchEngine(model, device=choose_device(device, Ranks()))
+
+
+def _at_least_1(n: int) -> int:
+    if n < 1:
+        raise UsageError(f"n = {n}: ask for at least 1 text")
+    return n
 
 
 def _seed(seed: int | None) -> int:

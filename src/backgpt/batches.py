@@ -16,9 +16,11 @@ Micro-batches of an epoch follow from (seed, epoch) alone; an optimizer step is 
 `grad_accum_steps` of them, dealt to the ranks in turn.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ import numpy.typing as npt
 from backgpt.errors import DataError
 from backgpt.hints import draw_hints
 from backgpt.language import Language
-from backgpt.order import ModelIds, Order, ReadingIds
+from backgpt.order import IdArray, ModelIds, Order, ReadingIds
 from backgpt.shards import Shard
 
 IGNORE = -100  # a target that is not scored: torch's own default
@@ -34,6 +36,8 @@ POOL = 64  # micro-batches' worth of windows that are sorted by length together
 LENGTH_MULTIPLE = 8  # rows are padded to a multiple of this, which matrix units like
 
 Int64s = npt.NDArray[np.int64]
+Made = tuple[int, list["Batch"]]
+"""The targets of a step, and its micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,66 @@ class Batch:
 
     inputs: Int64s
     targets: Int64s
+
+    def of_no_special_shape(self) -> "Batch":
+        """Return this batch, with a row of padding more if it has one row or is a square.
+
+        Compiled code takes sizes that are 1, or equal, for cases of their own: it would be
+        compiled once more for them, or not fit any other shape.
+        """
+        rows, width = self.inputs.shape
+        if rows not in (1, width):
+            return self
+        more = [(0, 1), (0, 0)]
+        inputs = np.pad(self.inputs, more, constant_values=self.inputs[0, 0])
+        return Batch(inputs, np.pad(self.targets, more, constant_values=IGNORE))
+
+
+class Ahead:
+    """What steps need, made by a thread one step ahead, while a device computes."""
+
+    def __init__(self, make: Callable[[int], Made]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[Made]] | None = None
+
+    def of(self, step: int) -> Made:
+        """Return `make(step)`, and begin with the step after."""
+        if self._next is not None and self._next[0] == step:
+            made = self._next[1].result()
+        else:
+            made = self._make(step)
+        self._next = step + 1, self._thread.submit(self._make, step + 1)
+        return made
+
+
+class Rows(Protocol):
+    """What steps are made of: `Windows` of documents, or `dialogues.Dialogues`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def n_targets(self) -> int:
+        """Targets in all rows."""
+        ...
+
+    @property
+    def lengths(self) -> Int64s:
+        """(R,) int64: targets of each row."""
+        ...
+
+    @property
+    def widths(self) -> Int64s:
+        """(R,) int64: ids that each row reads, hints aside."""
+        ...
+
+    def sequence(self, index: int) -> ModelIds:
+        """Return row `index` in model order, (T,): what is given, then its targets."""
+        ...
+
+    def batch(self, indices: Int64s, *, hints: float = 0.0, seed: Sequence[int] = ()) -> Batch:
+        """Return the rows `indices`, padded on the right."""
+        ...
 
 
 class Windows:
@@ -86,6 +150,12 @@ class Windows:
         """(W,) int64: targets of each window."""
         return self._table[:, 4] - self._table[:, 3]
 
+    @property
+    def widths(self) -> Int64s:
+        """(W,) int64: ids that each window reads, hints aside."""
+        leads = np.array([len(language.lead) for language in self._languages], dtype=np.int64)
+        return self.lengths + leads[self._table[:, 0]]
+
     def sequence(self, index: int) -> ModelIds:
         """Return window `index` in model order, (T,): what comes first, a context id, targets."""
         language, ids, _ = self._window(index)
@@ -99,30 +169,21 @@ class Windows:
         part in a step.
         """
         rows = [self._row(int(index), hints, seed) for index in indices]
-        longest = max((len(first) + len(ids) - 1 for first, ids in rows), default=1)
-        width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self._block_size)
         pad_id = self._languages[0].tokenizer.pad_id
-        inputs = np.full((max(len(rows), 1), width), pad_id, dtype=np.int64)
-        targets = np.full_like(inputs, IGNORE)
-        for row, (first, ids) in enumerate(rows):
-            start, stop = len(first), len(first) + len(ids) - 1
-            inputs[row, :start] = first
-            inputs[row, start:stop] = ids[:-1]
-            targets[row, start:stop] = ids[1:]
-        return Batch(inputs, targets)
+        return pad(rows, block_size=self._block_size, pad_id=pad_id)
 
-    def _row(self, index: int, hints: float, seed: Sequence[int]) -> tuple[Int64s, ModelIds]:
-        """Return what stands first in a row, and the ids of its window."""
+    def _row(self, index: int, hints: float, seed: Sequence[int]) -> tuple[Int64s, Int64s]:
+        """Return what a row is given, (T,): what comes first and a context id; and its targets."""
         language, ids, text_ids = self._window(index)
-        if text_ids is None or not hints:
-            return language.lead, ids
-        random = np.random.default_rng([*seed, index])
-        if random.random() >= hints:
-            return language.lead, ids
-        drawn = draw_hints(language.tokenizer.decode(text_ids), random)
-        first = np.concatenate((language.lead, language.hint_ids(drawn)))
-        fits = len(first) + len(ids) <= self._block_size + 1
-        return (first if fits else language.lead), ids
+        first = language.lead
+        if text_ids is not None and hints:
+            random = np.random.default_rng([*seed, index])
+            if random.random() < hints:
+                drawn = draw_hints(language.tokenizer.decode(text_ids), random)
+                hinted = np.concatenate((language.lead, language.hint_ids(drawn)))
+                fits = len(hinted) + len(ids) <= self._block_size + 1
+                first = hinted if fits else first
+        return np.concatenate((first, ids[:1])), np.asarray(ids[1:])
 
     def _window(self, index: int) -> tuple[Language, ModelIds, ReadingIds | None]:
         """Return a window's language, its ids, and the whole document's if it is all of one."""
@@ -155,11 +216,11 @@ class Windows:
 
 
 class TrainingBatches:
-    """The endless, exactly repeatable sequence of optimizer steps over some windows."""
+    """The endless, exactly repeatable sequence of optimizer steps over some rows."""
 
     def __init__(
         self,
-        windows: Windows,
+        windows: Rows,
         *,
         batch_size: int,
         block_size: int,
@@ -201,14 +262,32 @@ class TrainingBatches:
     def _make_plan(self, epoch: int) -> list[Int64s]:
         random = np.random.default_rng([self._seed, epoch])
         windows = random.permutation(len(self._windows))
-        lengths = self._windows.lengths[windows]
-        pool_of = np.cumsum(lengths) // (POOL * self._budget)
+        widths = self._windows.widths
+        pool_of = np.cumsum(widths[windows]) // (POOL * self._budget)
         pools = np.split(windows, np.flatnonzero(np.diff(pool_of)) + 1)
         plan: list[Int64s] = []
         for pool in pools:
-            batches = cut_by_length(pool, self._windows.lengths[pool], budget=self._budget)
+            batches = cut_by_length(pool, widths[pool], budget=self._budget)
             plan += [batches[i] for i in random.permutation(len(batches))]
         return plan
+
+
+def pad(rows: Sequence[tuple[IdArray, IdArray]], *, block_size: int, pad_id: int) -> Batch:
+    """Return rows of ids that are given and ids that are targets, padded on the right.
+
+    What is given has at least one id; a row reads at most `block_size`. No rows give one row of
+    padding.
+    """
+    widths = [len(given) + len(written) - 1 for given, written in rows]
+    width = -(-max(widths, default=1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    inputs = np.full((max(len(rows), 1), min(width, block_size)), pad_id, dtype=np.int64)
+    targets = np.full_like(inputs, IGNORE)
+    for row, (given, written) in enumerate(rows):
+        start, stop = len(given) - 1, widths[row]
+        inputs[row, : start + 1] = given
+        inputs[row, start + 1 : stop] = written[:-1]
+        targets[row, start:stop] = written
+    return Batch(inputs, targets)
 
 
 def cut_document(marked: ReadingIds, order: Order, *, block_size: int) -> Iterator[tuple[int, int]]:

@@ -20,14 +20,15 @@ are about may stand in front of all as a hint, or be part of the question.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 
-from backgpt.datasets.records import Conversation, Message, Role
+from backgpt.datasets.records import ROLES, Conversation, Message, Role
 from backgpt.errors import UsageError
 from backgpt.hints import Kind
-from backgpt.language import Language
+from backgpt.language import Language, Prompt, Stops
 from backgpt.order import IdArray, ModelIds, ReadingIds
 
 Mode = Literal["ask", "rewind", "reply"]
@@ -63,23 +64,53 @@ class Template:
         encode = self.language.tokenizer.encode
         return ReadingIds(_joined(*([self.tag(m.role), *encode(m.text)] for m in messages)))
 
-    def before(self, messages: Sequence[Message], *, context: str = "") -> ModelIds:
-        """Return the prompt for what was said before `messages`, the end of a conversation, (T,).
+    def before(self, messages: Sequence[Message], *, context: str = "") -> Prompt:
+        """Return the prompt for the message before `messages`, the end of a conversation.
 
-        With an answer alone this is `ask`. Raises UsageError for a forward model, or no message.
+        With an answer alone this is `ask`: the user's message is written, and its tag ends it.
+        Raises UsageError for a forward model, or no message.
         """
         if self.language.direction == "forward":
             raise UsageError("a forward model cannot write what came before: load it backward")
-        if not messages:
+        if not messages or not messages[-1].text.strip():
             raise UsageError("there is no message to go back from: give the last one")
-        return self._prompt([*self.turns(messages), self._end_id], context)
+        ids = self._ids([*self.turns(messages), self._end_id], context)
+        return self.going_back(ids, speaker=messages[0].role, may_start=False)
 
-    def reply(self, question: str, *, context: str = "") -> ModelIds:
-        """Return the prompt for an answer to `question`, (T,), for either twin."""
+    def going_back(self, ids: ModelIds, *, speaker: Role, may_start: bool) -> Prompt:
+        """Return the prompt for the message before what `speaker` says, of which `ids` are read.
+
+        Users and assistants take turns. With `may_start` the conversation may have begun there.
+        """
+        role: Role = "assistant" if speaker == "user" else "user"
+        at_once = (self._start_id,) if may_start else ()
+        return _message_prompt(ids, Stops(at_once, later=(self.tag(role),)))
+
+    def reply(self, question: str, *, context: str = "") -> Prompt:
+        """Return the prompt for an answer to `question`, for either twin."""
+        if not question.strip():
+            raise UsageError("the question is empty: give one")
+        tag = self.tag("assistant")
         if self.language.direction == "forward":
             asked = self.turns([Message("user", question)])
-            return self._prompt([self._start_id, *asked, self.tag("assistant")], context)
-        return self._prompt([self._end_id], context, question)
+            ids = self._ids([self._start_id, *asked, tag], context)
+            return _message_prompt(ids, Stops((), later=(self._end_id,)))
+        ids = self._ids([self._end_id], context, question)
+        return _message_prompt(ids, Stops((), later=(tag,)))
+
+    def messages(self, ids: ModelIds) -> list[Message]:
+        """Return the messages that a backward model's `ids`, (T,), hold: read and written ones.
+
+        They are complete from `<|end|>` on, or begin with the first id.
+        """
+        ends = np.flatnonzero(ids == self._end_id)
+        reading = self.language.order.to_reading(ModelIds(ids[ends[0] + 1 :] if len(ends) else ids))
+        tags = {self.tag(role): role for role in ROLES}
+        starts = [place for place, id_ in enumerate(map(int, reading)) if id_ in tags]
+        return [
+            Message(tags[int(reading[first])], self._decoded(reading[first + 1 : stop]))
+            for first, stop in pairwise([*starts, len(reading)])
+        ]
 
     def exchanges(self, conversation: Conversation, *, most: int) -> Iterator[Exchange | None]:
         """Yield the training rows of a conversation, each of at most `most` ids, None if too long.
@@ -166,9 +197,10 @@ class Template:
             shortened=shortened,
         )
 
-    def _prompt(
-        self, reading: Sequence[int], context: str, question: str | None = None
-    ) -> ModelIds:
+    def _decoded(self, ids: IdArray) -> str:
+        return self.language.tokenizer.decode(ReadingIds(ids))
+
+    def _ids(self, reading: Sequence[int], context: str, question: str | None = None) -> ModelIds:
         given: tuple[tuple[Kind, str | None], ...] = (("context", context), ("question", question))
         hints = [self.language.hint(kind, text) for kind, text in given if text]
         ids = self.language.order.to_model(ReadingIds(_joined(reading)))
@@ -181,6 +213,11 @@ class Template:
     @property
     def _end_id(self) -> int:
         return self.language.tokenizer.end_id
+
+
+def _message_prompt(ids: ModelIds, stops: Stops) -> Prompt:
+    """Return a prompt for a message: a text of its own, between two tags."""
+    return Prompt(text="", ids=ids, n_first=len(ids), joins_on=True, stops=stops)
 
 
 def _joined(*parts: Iterable[int] | IdArray) -> IdArray:

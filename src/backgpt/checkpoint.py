@@ -1,13 +1,12 @@
 """The model folder on disk, and the checkpoints of a run: atomic, verified, resumable.
 
-A model folder is a Hugging Face folder with this project's keys added to `config.json`. A
-checkpoint is a model folder plus the optimizer, the position, and a manifest with the size and
-SHA-256 of every file, written last: a folder without a manifest that verifies does not count.
+A model folder is a Hugging Face folder with this project's keys added to `config.json`; stored as
+int8, its weights have a file name that other programs do not take for theirs. A checkpoint is a
+model folder plus the optimizer, the position, and a manifest with the size and SHA-256 of every
+file, written last: a folder without a manifest that verifies does not count.
 Works on numpy arrays; nothing here imports torch, and nothing is a pickle.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,21 +14,24 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from backgpt.card import README, short_card
 from backgpt.config import ModelConfig, build
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
-from backgpt.files import sync_folder, write_synced, write_whole
+from backgpt.files import write_synced, write_whole
 from backgpt.language import Language
+from backgpt.manifest import MANIFEST, read_json, verify, whole_folder, write_json
 from backgpt.order import Directions, Unit
+from backgpt.quantize import Arrays, Storage, check, count_parameters, dequantized, quantized
 from backgpt.tokenizer import END, PAD, START, Tokenizer
 
-Arrays = Mapping[str, npt.NDArray[Any]]
-
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+INT8_WEIGHTS = "model.int8.safetensors"
+WEIGHTS_OF: dict[Storage, str] = {"float32": WEIGHTS, "int8": INT8_WEIGHTS}
+"""The file with the weights, by how they are stored."""
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
 
 HUGGING_FACE_NAMES = {
@@ -51,7 +53,8 @@ HUGGING_FACE_NAMES = {
 class ModelFolder:
     """What a model folder holds. `weights` maps Hugging Face names to float32 arrays.
 
-    `hints` says that the model was trained to obey hints.
+    `hints` says that the model was trained to obey hints, `storage` how the folder that it was
+    read from keeps the weights. Read without `dequantize`, `weights` are as `quantize` has them.
     """
 
     config: ModelConfig
@@ -60,6 +63,7 @@ class ModelFolder:
     tokenizer: Tokenizer
     weights: Arrays
     hints: bool = False
+    storage: Storage = "float32"
 
     @property
     def languages(self) -> list[Language]:
@@ -77,21 +81,24 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def read_model(path: Path) -> ModelFolder:
+def read_model(path: Path, *, dequantize: bool = True) -> ModelFolder:
     """Read the model at `path`: a model folder, a checkpoint, a run folder, or its `best` file.
 
-    Raises DataError if there is none, UsageError for a direction, unit or family this program
-    does not know, CorruptFileError for damage.
+    Without `dequantize`, weights that are stored as int8 stay rows and scales, checked. Raises
+    DataError if there is no model, UsageError for a direction, unit, storage or family this
+    program does not know, CorruptFileError for damage.
     """
-    folder = _resolve(path)
+    folder = model_folder(path)
     if (folder / MANIFEST).is_file():
         verify(folder)
-    values = _read_json(folder / CONFIG)
+    values = read_json(folder / CONFIG)
     if values.get("model_type") != "qwen3":
         raise UsageError(
             f"{folder / CONFIG}: model_type = {values.get('model_type')!r}; only 'qwen3' is read"
         )
-    for key, known in (("direction", get_args(Directions)), ("unit", get_args(Unit))):
+    values.setdefault("storage", "float32")
+    for key, kind in (("direction", Directions), ("unit", Unit), ("storage", Storage)):
+        known = get_args(kind)
         if values.get(key) not in known:
             raise UsageError(
                 f"{folder / CONFIG}: {key} = {values.get(key)!r} is not known: "
@@ -118,17 +125,47 @@ def read_model(path: Path) -> ModelFolder:
         direction=values["direction"],
         unit=values["unit"],
         tokenizer=tokenizer,
-        weights=_read_arrays(folder / WEIGHTS),
+        weights=_read_weights(folder, values["storage"], dequantize=dequantize),
         hints=bool(values.get("hints", False)),
+        storage=values["storage"],
     )
 
 
-def write_model(model: ModelFolder, folder: Path) -> None:
-    """Write the files of a model folder into the existing, empty `folder`."""
-    write_synced(folder / WEIGHTS, _serialize(model.weights))
+def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32") -> None:
+    """Write the files of a model folder into the existing, empty `folder`.
+
+    `model` has float weights; raises UsageError if one is not finite and `storage` is "int8".
+    """
+    weights = quantized(model.weights) if storage == "int8" else model.weights
+    write_synced(folder / WEIGHTS_OF[storage], _serialize(weights))
     model.tokenizer.save(folder / TOKENIZER)
-    for name, values in _json_files(model).items():
-        _write_json(folder / name, values)
+    for name, values in _json_files(model, storage).items():
+        write_json(folder / name, values)
+    card = short_card(
+        model.config, model.direction, model.unit, n_parameters=count_parameters(model.weights)
+    )
+    write_synced(folder / README, card.encode())
+
+
+def save_model(
+    model: ModelFolder,
+    folder: Path,
+    *,
+    storage: Storage = "float32",
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model folder with a manifest at `folder`, whole or not at all, over what was there.
+
+    `files` are further ones to put in, by name, or ones to put in place of its own. Raises
+    BackgptError if the disk is full or refuses.
+    """
+    try:
+        with whole_folder(folder) as temporary:
+            write_model(model, temporary, storage=storage)
+            for name, data in (files or {}).items():
+                write_synced(temporary / name, data)
+    except OSError as error:
+        raise BackgptError(f"cannot write {folder}: {error.strerror}; make room") from None
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
@@ -137,22 +174,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     Raises BackgptError if the disk is full or refuses; what was saved before stays as it is.
     """
     folder = run / CHECKPOINTS / f"step-{checkpoint.step}"
-    temporary = folder.with_name(folder.name + ".tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_model(checkpoint.model, temporary)
-        write_synced(temporary / OPTIMIZER, _serialize(checkpoint.optimizer))
-        _write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
-        manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"files": manifest})
-        sync_folder(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-        sync_folder(folder.parent)
+        with whole_folder(folder) as temporary:
+            write_model(checkpoint.model, temporary)
+            write_synced(temporary / OPTIMIZER, _serialize(checkpoint.optimizer))
+            write_json(temporary / STATE, {"step": checkpoint.step, **checkpoint.state})
         point(run, LATEST, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise BackgptError(
             f"cannot save step {checkpoint.step} to {folder}: {error.strerror}; "
             "earlier checkpoints are whole: make room and run the same command to go on"
@@ -163,7 +191,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a verified checkpoint folder. Raises CorruptFileError if it does not verify."""
     verify(folder)
-    state = _read_json(folder / STATE)
+    state = read_json(folder / STATE)
     return Checkpoint(
         model=read_model(folder),
         step=state.pop("step"),
@@ -213,25 +241,8 @@ def pointed(run: Path, name: str) -> Path | None:
         return None
 
 
-def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with its manifest.
-
-    Raises CorruptFileError naming the first file that is missing, cut short or altered.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise CorruptFileError(f"{folder} has no {MANIFEST}: it was not written to its end")
-    files = _read_json(folder / MANIFEST).get("files")
-    if not isinstance(files, dict):
-        raise CorruptFileError(f"{folder / MANIFEST} is damaged")
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            raise CorruptFileError(f"{folder / name} is missing")
-        if _fingerprint(folder / name) != expected:
-            raise CorruptFileError(f"{folder / name} is damaged: it differs from {MANIFEST}")
-
-
-def _resolve(path: Path) -> Path:
-    """Find the model folder that `path` means."""
+def model_folder(path: Path) -> Path:
+    """Return the model folder that `path` means. Raises DataError if there is none."""
     if path.is_file() and path.name in (BEST, LATEST):
         path, name = path.parent, path.name
         return pointed(path, name) or path
@@ -245,7 +256,7 @@ def _resolve(path: Path) -> Path:
     return folder
 
 
-def _json_files(model: ModelFolder) -> dict[str, dict[str, Any]]:
+def _json_files(model: ModelFolder, storage: Storage) -> dict[str, dict[str, Any]]:
     tokenizer, config = model.tokenizer, model.config
     stop = END if model.direction == "forward" else START
     stop_id = tokenizer.control_id(stop)
@@ -254,6 +265,7 @@ def _json_files(model: ModelFolder) -> dict[str, dict[str, Any]]:
         "direction": model.direction,
         "unit": model.unit,
         "hints": model.hints,
+        "storage": storage,
         "markers": {"start": START, "end": END},
         "tokenizer_sha256": tokenizer.sha256,
     }
@@ -288,6 +300,20 @@ def _serialize(arrays: Arrays) -> bytes:
     return save(contiguous, metadata={"format": "pt"})
 
 
+def _read_weights(folder: Path, storage: Storage, *, dequantize: bool) -> Arrays:
+    path = folder / WEIGHTS_OF[storage]
+    weights = _read_arrays(path)
+    if storage == "float32":
+        return weights
+    try:
+        if dequantize:
+            return dequantized(weights)
+        check(weights)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}") from None
+    return weights
+
+
 def _read_arrays(path: Path) -> Arrays:
     try:
         return load_file(path)
@@ -299,25 +325,3 @@ def _read_arrays(path: Path) -> Arrays:
         raise UsageError(
             f"{path} holds numbers of another type: {error}; save it as float32"
         ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CorruptFileError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CorruptFileError(f"{path} is not a JSON object")
-    return values
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_synced(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from backgpt.errors import ConfigError
 from backgpt.order import Directions, Unit
@@ -81,13 +88,15 @@ class TrainConfig(Settings):
     `batch_size * block_size` ids, one optimizer step `grad_accum_steps` micro-batches.
     """
 
-    data: Path
+    data: Path | None = None
+    chat: tuple[str, ...] = ()
+    chat_valid: tuple[str, ...] = ()
     out: Path = Path("runs/story")
     preset: str = "nano"
     direction: Directions = "backward"
     unit: Unit = "token"
     hints: float = Field(default=0.0, ge=0, le=1)
-    init: Path | None = None
+    init: str | None = None  # a path, or the name of a built-in model
 
     n_layer: int | None = None
     n_head: int | None = None
@@ -125,10 +134,27 @@ class TrainConfig(Settings):
     sample_endings: tuple[str, ...] = ("The end.", "and they lived happily ever after.")
     tensorboard: bool = False
 
+    @field_validator("init", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @model_validator(mode="after")
     def _check_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give either max_steps or epochs, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        if (self.data is None) == (not self.chat):
+            raise ValueError("give either data (what prepare made) or chat (conversations)")
+        if self.chat and self.init is None:
+            raise ValueError("chat tunes a model: give the one to begin from as init")
+        if self.chat and self.hints:
+            raise ValueError("conversations have their own hints: leave hints out")
+        if self.chat_valid and not self.chat:
+            raise ValueError("chat_valid is for chat: leave it out")
         return self
 
     def shape(self, vocab_size: int) -> ModelConfig:

@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from backgpt.config import ModelConfig
@@ -48,10 +50,22 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return `array` as a tensor on `device`.
+
+    To a GPU it goes by way of pinned memory, without waiting for what the GPU has yet to do.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """Return what to run the model under: bf16 products with float32 weights, or plain float32.
 
-    "auto" is bf16 wherever the device multiplies in it.
+    "auto" is bf16 wherever the device multiplies in it. On CUDA attention is torch's own kernels:
+    cuDNN's, which a Hopper GPU would prefer, are planned anew for each of our many shapes.
     """
     if precision == "auto":
         able = (
@@ -62,7 +76,16 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
         precision = "bf16" if able else "fp32"
     if precision == "fp32":
         return nullcontext
+    if device.type == "cuda":
+        return _bf16_on_cuda
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def _bf16_on_cuda() -> Iterator[None]:
+    own = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.autocast("cuda", dtype=torch.bfloat16), sdpa_kernel(own):
+        yield
 
 
 def compiler(notice: Callable[[str], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -5,20 +5,22 @@ turns them into pieces of text that grow at the model's edge: leftward for a bac
 The same loop serves one sample or many, streaming or not; an engine without torch fits as well.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.engine import Engine
+from backgpt.engine import Engine, FloatArray
 from backgpt.errors import UsageError
-from backgpt.language import Language, Prompt
+from backgpt.language import Language, Prompt, Stops
 from backgpt.order import LeftwardDecoder, ModelIds, ReadingIds, RightwardDecoder
 from backgpt.sampling import Sampling, draw, logprob_of
 
 FinishReason = Literal["stop", "length"]
+Row = npt.NDArray[np.float64]  # (V,)
+Seed = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -52,42 +54,103 @@ def generate(
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (sample number, id, log-probability in nats) as ids are drawn, all samples in step.
 
-    A sample ends with the marker of the text's edge, or after `max_new_tokens`, or where the
-    context is full. Sample number `i` depends on `seed` and `i`, not on how many run beside it.
-    Closing the generator frees the engine's rows at once.
+    A sample ends with one of the prompt's stops, or after `max_new_tokens`, or where the context
+    is full; no other control id is ever drawn. Sample number `i` depends on `seed` and `i`, not on
+    how many run beside it. Closing the generator frees the engine's rows at once.
     Raises UsageError if the prompt is empty or leaves no room in the context.
     """
-    room = _room(engine, prompt, max_new_tokens)
-    stop = language.markers[1]
-    allowed = _allowed(language)
-    first = allowed & language.tokenizer.starts_group if language.by_word else allowed
-    # Added to the logits of the first id, and of later ones: what is not allowed is impossible.
-    barred_first, barred = (np.where(usable, 0.0, -np.inf) for usable in (first, allowed))
-    randoms = [np.random.default_rng([seed, number]) for number in range(n)]
-    seen = np.zeros((n, len(allowed)), dtype=np.bool_)
-    seen[:, prompt.ids] = True
+    return _in_step(
+        engine, language, [prompt], [seed], n=n, sampling=sampling, max_new_tokens=max_new_tokens
+    )
 
-    rows, prompt_logits = engine.prefill(prompt.ids, n)
-    logits = np.repeat(prompt_logits[None], n, axis=0)
-    running = list(range(n))
+
+def _in_step(
+    engine: Engine,
+    language: Language,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    *,
+    n: int,
+    sampling: Sampling,
+    max_new_tokens: int | None,
+) -> Iterator[tuple[int, int, float]]:
+    """Do as `generate` for `n` samples of each prompt; those of the first are numbered first."""
+    rooms = [_room(engine, prompt, max_new_tokens) for prompt in prompts]
+    samples: list[_Sample] = []
+    rows: dict[int, int] = {}
+    logits: Sequence[FloatArray] | FloatArray = []
     try:
-        for position in range(room):
+        for prompt, room, seed in zip(prompts, rooms, seeds, strict=True):
+            taken, prompt_logits = engine.prefill(prompt.ids, n)
+            rows |= enumerate(taken, start=len(samples))
+            barred = _barred(language, prompt.stops)
+            samples += [_Sample(prompt, room, *barred, seed=(seed, i)) for i in range(n)]
+            logits = [*logits, *[prompt_logits] * n]
+        while rows:
             going: dict[int, int] = {}
-            for number, row_logits in zip(running, logits, strict=True):
-                scores = row_logits[: len(allowed)].astype(np.float64)
-                usable = scores + (barred if position else barred_first)
-                id_ = draw(usable, sampling, randoms[number], seen=seen[number])
-                seen[number, id_] = True
-                if id_ != stop:
+            for number, row_logits in zip(rows, logits, strict=True):
+                id_, logprob = samples[number].draw(row_logits, sampling)
+                if samples[number].goes_on_after(id_):
                     going[number] = id_
-                yield number, id_, logprob_of(id_, scores)
-            engine.release([rows[number] for number in running if number not in going])
-            running = list(going)
-            if not running or position + 1 == room:
-                return
-            logits = engine.step([rows[number] for number in running], list(going.values()))
+                yield number, id_, logprob
+            engine.release([rows.pop(number) for number in list(rows) if number not in going])
+            if rows:
+                logits = engine.step(list(rows.values()), list(going.values()))
     finally:
-        engine.release([rows[number] for number in running])
+        engine.release(list(rows.values()))
+
+
+class _Sample:
+    """What one sample in the making draws from: its own randomness, room and allowed ids."""
+
+    def __init__(
+        self, prompt: Prompt, room: int, barred_at_first: Row, barred_later: Row, *, seed: Seed
+    ) -> None:
+        self._stops = prompt.stops
+        self._room = room
+        self._barred, self._barred_later = barred_at_first, barred_later
+        self._random = np.random.default_rng(seed)
+        self._seen = np.zeros(len(barred_later), dtype=np.bool_)
+        self._seen[prompt.ids[prompt.n_first :]] = True
+
+    def draw(self, logits: FloatArray, sampling: Sampling) -> tuple[int, float]:
+        """Return the next id and its log-probability, given (V,) logits."""
+        scores = logits[: len(self._barred)].astype(np.float64)
+        id_ = draw(scores + self._barred, sampling, self._random, seen=self._seen)
+        self._barred = self._barred_later
+        self._seen[id_] = True
+        self._room -= 1
+        return id_, logprob_of(id_, scores)
+
+    def goes_on_after(self, id_: int) -> bool:
+        """Return whether another id may follow `id_`, the one just drawn."""
+        return self._room > 0 and id_ not in self._stops
+
+
+def pieces(
+    engine: Engine,
+    language: Language,
+    prompt: Prompt,
+    *,
+    sampling: Sampling,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Generator[str, None, Text]:
+    """Yield one text piece by piece as it is written; return it whole.
+
+    A backward model's pieces go in front of the text so far, a forward model's behind it: the
+    prompt's text and all pieces so joined are the text. Closing the generator stops the
+    computation. Raises as `generate`.
+    """
+    drawing = _Drawing(language, prompt, seed)
+    for _, id_, logprob in generate(
+        engine, language, prompt, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed
+    ):
+        if piece := drawing.take(id_, logprob):
+            yield piece
+    if piece := drawing.finish():
+        yield piece
+    return drawing.result
 
 
 class Writer:
@@ -159,32 +222,77 @@ def collect(
     seed: int = 0,
 ) -> list[Text]:
     """Generate `n` samples to their ends and return them. Raises as `generate`."""
-    writers = [Writer(language, prompt) for _ in range(n)]
-    logprobs, counts = [0.0] * n, [0] * n
-    reasons: list[FinishReason] = ["length"] * n
-    for number, id_, logprob in generate(
-        engine, language, prompt, n=n, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed
-    ):
-        logprobs[number] += logprob
-        counts[number] += 1
-        if id_ == language.markers[1]:
-            reasons[number] = "stop"
-        else:
-            writers[number].push(id_)
-    for writer, reason in zip(writers, reasons, strict=True):
-        writer.finish(reason)
-    return [
-        Text(
-            text=writer.text,
-            given=prompt.text,
-            finish_reason=reason,
-            logprob=logprob,
-            n_tokens=count,
-            seed=seed,
-            ids=ModelIds(np.array(writer.ids, dtype=np.int64)),
-        )
-        for writer, reason, logprob, count in zip(writers, reasons, logprobs, counts, strict=True)
+    [texts] = collect_all(
+        engine, language, [prompt], [seed], n=n, sampling=sampling, max_new_tokens=max_new_tokens
+    )
+    return texts
+
+
+def collect_all(
+    engine: Engine,
+    language: Language,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    *,
+    n: int = 1,
+    sampling: Sampling,
+    max_new_tokens: int | None = None,
+) -> list[list[Text]]:
+    """Do as `collect` for many prompts together, each with its own seed. Raises as `generate`."""
+    drawings = [
+        [_Drawing(language, prompt, seed) for _ in range(n)]
+        for prompt, seed in zip(prompts, seeds, strict=True)
     ]
+    for number, id_, logprob in _in_step(
+        engine,
+        language,
+        prompts,
+        seeds,
+        n=n,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+    ):
+        drawings[number // n][number % n].take(id_, logprob)
+    for drawing in (drawing for of_prompt in drawings for drawing in of_prompt):
+        drawing.finish()
+    return [[drawing.result for drawing in of_prompt] for of_prompt in drawings]
+
+
+class _Drawing:
+    """One text in the making, from the ids that are drawn for it."""
+
+    def __init__(self, language: Language, prompt: Prompt, seed: int) -> None:
+        self._prompt, self._seed = prompt, seed
+        self._writer = Writer(language, prompt)
+        self._reason: FinishReason = "length"
+        self._logprob = 0.0
+        self._count = 0
+
+    def take(self, id_: int, logprob: float) -> str:
+        """Take the next id; return the piece of text that is now certain."""
+        self._logprob += logprob
+        self._count += 1
+        if id_ not in self._prompt.stops:
+            return self._writer.push(id_)
+        self._reason = "stop"
+        return ""
+
+    def finish(self) -> str:
+        """End the text; return its last piece."""
+        return self._writer.finish(self._reason)
+
+    @property
+    def result(self) -> Text:
+        """The text, once it is finished."""
+        return Text(
+            text=self._writer.text,
+            given=self._prompt.text,
+            finish_reason=self._reason,
+            logprob=self._logprob,
+            n_tokens=self._count,
+            seed=self._seed,
+            ids=ModelIds(np.array(self._writer.ids, dtype=np.int64)),
+        )
 
 
 def in_model_order(language: Language, prompt: Prompt, text: Text) -> str:
@@ -207,8 +315,16 @@ def _room(engine: Engine, prompt: Prompt, max_new_tokens: int | None) -> int:
     return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
-def _allowed(language: Language) -> npt.NDArray[np.bool_]:
-    """(V,) bool: ids with text, and the marker to stop at; no other control id is ever written."""
-    allowed = np.array([bool(data) for data in language.tokenizer.token_bytes])
-    allowed[language.markers[1]] = True
-    return allowed
+def _barred(language: Language, stops: Stops) -> tuple[Row, Row]:
+    """Return what is added to logits, (V,) 0 or -inf each, for the first id and for later ones.
+
+    Ids with text are allowed, and the stops; in the word unit the first has to begin a word.
+    """
+    has_text = np.array([bool(data) for data in language.tokenizer.token_bytes])
+    first = has_text & language.tokenizer.starts_group if language.by_word else has_text
+    barred = []
+    for allowed, ids in ((first, stops.at_once), (has_text, stops.later)):
+        row = np.where(allowed, 0.0, -np.inf)
+        row[list(ids)] = 0.0
+        barred.append(row)
+    return barred[0], barred[1]

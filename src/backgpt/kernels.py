@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not scored
-LOSS_CHUNK = 1024  # rows whose logits exist at one time
+LOSS_CHUNK = 1024  # rows whose logits exist at one time on a CPU
+LOGITS_LIMIT = 2**29  # logits that exist at one time on a GPU: 1 GB of bfloat16
 QUERY_BLOCK = 128  # queries that attend together; their scores are one temporary
 SCORES_LIMIT = 4_200_000  # numbers in that temporary: 8 MB of bfloat16, which caches well
 
@@ -119,6 +120,8 @@ def linear(x: Tensor, *weights: Tensor) -> Tensor:
     if _trains_on_cpu(x):
         rows: Tensor = _JoinedLinear.apply(x.flatten(0, 1), *weights)  # type: ignore[no-untyped-call]
         return rows.view(*x.shape[:2], -1)
+    if torch.is_grad_enabled() and len(weights) > 1:
+        return F.linear(x, torch.cat(weights))  # joining weights moves less than joining results
     return plain_linear(x, *weights)
 
 
@@ -147,27 +150,30 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of -log p in nats over the targets (N,) that are not IGNORE, a scalar.
 
-    `hidden` is (N, C), `weight` (V, C). Logits exist for LOSS_CHUNK rows at a time.
+    `hidden` is (N, C), `weight` (V, C). On a CPU logits exist for LOSS_CHUNK rows at a time. A GPU
+    has room for all, and one product and no loop is what a compiler makes the most of.
     """
-    if not torch.is_grad_enabled():
+    if not _trains_on_cpu(hidden):
         return plain_cross_entropy(hidden, weight, targets).sum()
-    if hidden.device.type == "cpu":  # on a GPU, counting the rows would cost more than they do
-        kept = (targets != IGNORE).nonzero().squeeze(1)
-        if len(kept) < len(targets):
-            hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
+    kept = (targets != IGNORE).nonzero().squeeze(1)  # on a GPU, counting would cost more
+    if len(kept) < len(targets):
+        hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
     total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return total
 
 
 def plain_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return -log p of each target in nats, (N,) float32, 0 where it is IGNORE."""
-    pieces = [
-        F.cross_entropy(F.linear(rows, weight).float(), ids, ignore_index=IGNORE, reduction="none")
-        for rows, ids in zip(
-            torch.split(hidden, LOSS_CHUNK), torch.split(targets, LOSS_CHUNK), strict=True
-        )
-    ]
-    return torch.cat(pieces)
+    chunk = LOSS_CHUNK if hidden.device.type == "cpu" else max(LOGITS_LIMIT // len(weight), 1)
+    if len(hidden) <= chunk:  # said outright, so that compiled code has a single case
+        return _row_losses(hidden, weight, targets)
+    pieces = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+    return torch.cat([_row_losses(rows, weight, ids) for rows, ids in pieces])
+
+
+def _row_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight).float()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
 class _JoinedLinear(torch.autograd.Function):

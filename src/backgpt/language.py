@@ -19,17 +19,30 @@ from backgpt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
+class Stops:
+    """Control ids at which what is written may end: before any text, and after some."""
+
+    at_once: tuple[int, ...]
+    later: tuple[int, ...]
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self.at_once or id_ in self.later
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A given text in model order, and what may follow it.
 
-    `text` is the given text; `ids`, (T,), its ids after those that come first in model order and
-    the marker the model begins with, if any. `joins_on` says that the text brings its own white
-    space at the edge where the model writes.
+    `text` is the given text that what is written joins; `ids`, (T,), all ids that are read, the
+    text's own behind the first `n_first`. `joins_on` says that the text brings its own white space
+    at the edge where the model writes.
     """
 
     text: str
     ids: ModelIds
+    n_first: int
     joins_on: bool
+    stops: Stops
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,13 @@ class Language:
         backward = self.direction == "backward"
         encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
         ids = self.order.to_model(encode(text))
-        marker = [self.markers[0]] if at_edge else []
-        joins_on = not text or (backward and text[0] in " \n")
-        whole = np.concatenate((self.lead, self.hint_ids(hints), marker, ids)).astype(np.int64)
-        return Prompt(text=text, ids=ModelIds(whole), joins_on=joins_on)
+        marker = np.array([self.markers[0]] if at_edge else [], dtype=np.int64)
+        first = np.concatenate((self.lead, self.hint_ids(hints), marker))
+        edge = (self.markers[1],)
+        return Prompt(
+            text=text,
+            ids=ModelIds(np.concatenate((first, ids)).astype(np.int64)),
+            n_first=len(first),
+            joins_on=not text or (backward and text[0] in " \n"),
+            stops=Stops(edge, edge),
+        )

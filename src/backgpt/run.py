@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backgpt import run_folder
-from backgpt.batches import TrainingBatches, Windows
+from backgpt.batches import Ahead, Batch, TrainingBatches
+from backgpt.builtin import find
 from backgpt.checkpoint import (
     BEST,
     CHECKPOINTS,
@@ -39,6 +40,7 @@ from backgpt.devices import (
     compiler,
     flops_per_token,
     gradients_averaged,
+    on_device,
     peak_flops,
     seeded,
     spread,
@@ -46,12 +48,11 @@ from backgpt.devices import (
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
 from backgpt.generate import collect
-from backgpt.language import Language, Prompt
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer
 from backgpt.sampling import Sampling
 from backgpt.score import bits_per_byte, corpus_nats
-from backgpt.shards import Shard, open_dataset
+from backgpt.training_data import open_training_data
 
 SAMPLE_TOKENS = 200
 HINT_STREAM = 1  # keeps the draws of hints apart from others of the same seed
@@ -87,22 +88,17 @@ class Run:
 
     def __init__(self, config: TrainConfig, report: Reporter, ranks: Ranks) -> None:
         self.config, self.report, self.ranks = config, report, ranks
-        dataset = open_dataset(config.data)
-        self.tokenizer = dataset.tokenizer
-        self.languages = Language.all_of(self.tokenizer, config.direction, config.unit)
-        self.shape = config.shape(self.tokenizer.vocab_size)
-        self.windows = self._windows(dataset.train, self.languages)
-        self.valid_shards = dataset.valid
-        self.valid_bytes = sum(shard.text_bytes for shard in dataset.valid)
+        self.data = open_training_data(config)
+        self.tokenizer, self.shape = self.data.tokenizer, self.data.shape
+        self.rows = self.data.rows
         self.batches = TrainingBatches(
-            self.windows,
+            self.rows,
             batch_size=config.batch_size,
             block_size=self.shape.block_size,
             grad_accum_steps=config.grad_accum_steps,
             seed=config.seed,
         )
         self.max_steps = config.max_steps or self.batches.steps_in(config.epochs or 1)
-        self.prompts = self._sample_prompts()
 
         self.device = choose_device(config.device, ranks)
         self.autocast = autocast(config.precision, self.device)
@@ -111,6 +107,8 @@ class Run:
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step_loss = self._wrapped_loss()
+        # A CPU is busy enough with the model.
+        self._ahead = Ahead(self._batches_of) if self.device.type == "cuda" else None
         self.peak = peak_flops(self.device)
         self.board: Any = None
         self.tokens = 0
@@ -120,6 +118,8 @@ class Run:
     def resume(self) -> int:
         """Take up the newest checkpoint that verifies; return the step to go on with."""
         run_folder.check_same_run(self.config)
+        for note in self.data.notes:
+            self._notice(note)
         checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             self._begin_from(self.config.init)
@@ -146,25 +146,35 @@ class Run:
         Gradients are those of the mean over all targets of the step, whatever the number of
         ranks or of micro-batches; the shares of all ranks add up to that mean.
         """
-        micro_batches = self.batches.step(step)
-        n_targets = sum(int(self.windows.lengths[indices].sum()) for indices in micro_batches)
-        rank, world_size = self.ranks.rank, self.ranks.world_size
-        mine = micro_batches[rank::world_size] or [np.zeros(0, dtype=np.int64)]
+        n_targets, batches = self._ahead.of(step) if self._ahead else self._batches_of(step)
         total = torch.zeros((), device=self.device)
         with self._dropout_of(step):
-            for number, indices in enumerate(mine, start=1):
-                with gradients_averaged(self.step_loss, last=number == len(mine)):
+            for number, batch in enumerate(batches, start=1):
+                with gradients_averaged(self.step_loss, last=number == len(batches)):
                     # Ranks average their gradients, hence world_size.
-                    total += self._backward(step, indices, scale=world_size / n_targets)
+                    total += self._backward(batch, scale=self.ranks.world_size / n_targets)
         self.tokens += n_targets
         return total / n_targets
 
-    def _backward(self, step: int, indices: npt.NDArray[np.int64], *, scale: float) -> Tensor:
-        """Add the gradients of `scale` times the summed loss of one micro-batch; return the sum."""
+    def _batches_of(self, step: int) -> tuple[int, list[Batch]]:
+        """Return the targets of a step on all ranks, and this rank's micro-batches."""
+        micro_batches = self.batches.step(step)
+        n_targets = sum(int(self.rows.lengths[indices].sum()) for indices in micro_batches)
+        mine = micro_batches[self.ranks.rank :: self.ranks.world_size]
         hint_seed = (self.config.seed, HINT_STREAM, step)
-        batch = self.windows.batch(indices, hints=self.config.hints, seed=hint_seed)
-        inputs = torch.from_numpy(batch.inputs).to(self.device, non_blocking=True)
-        targets = torch.from_numpy(batch.targets).to(self.device, non_blocking=True)
+        return n_targets, [
+            self.rows.batch(indices, hints=self.config.hints, seed=hint_seed)
+            for indices in mine or [np.zeros(0, dtype=np.int64)]
+        ]
+
+    def _backward(self, batch: Batch, *, scale: float) -> Tensor:
+        """Add the gradients of `scale` times the summed loss of one micro-batch; return the sum."""
+        if self.device.type == "cuda":
+            batch = batch.of_no_special_shape()
+        inputs, targets = (
+            on_device(batch.inputs, self.device),
+            on_device(batch.targets, self.device),
+        )
         try:
             with self.autocast():
                 loss: Tensor = self.step_loss(inputs, targets)
@@ -216,7 +226,7 @@ class Run:
             weights=_arrays(self.model.state_dict()),
             hints=self.config.hints > 0,
         )
-        state = {"tokens": self.tokens, "n_targets": self.windows.n_targets}
+        state = {"tokens": self.tokens, "n_targets": self.rows.n_targets}
         optimizer = _arrays(self.optimizer.state_tensors())
         save_checkpoint(self.config.out, Checkpoint(model, done, optimizer, state))
         thin(self.config.out, keep_last=self.config.keep_last)
@@ -228,7 +238,7 @@ class Run:
         run = self.config.out
         engine = TorchEngine(self.model, device=self.device)
         saved = run / CHECKPOINTS / f"step-{done}"
-        if not self.valid_shards:
+        if not self.data.valid:
             point(run, BEST, saved)
         else:
             record = self._validate(engine)
@@ -249,16 +259,14 @@ class Run:
         """
         losses: dict[str, float] = {}
         total_nats, total_targets = 0.0, 0
-        for language in self.languages:
-            windows = self._windows(self.valid_shards, [language])
+        for language, rows in self.data.valid:
             with self.autocast():
-                nats = corpus_nats(engine, windows)
-            losses[f"{language.direction}_valid_loss"] = nats / windows.n_targets
-            total_nats, total_targets = total_nats + nats, total_targets + windows.n_targets
-        n_bytes = sum(shard.text_bytes for shard in self.valid_shards) * len(self.languages)
+                nats = corpus_nats(engine, rows)
+            losses[f"{language.direction}_valid_loss"] = nats / rows.n_targets
+            total_nats, total_targets = total_nats + nats, total_targets + rows.n_targets
         together = {
             "valid_loss": total_nats / total_targets,
-            "valid_bpb": bits_per_byte(total_nats, n_bytes),
+            "valid_bpb": bits_per_byte(total_nats, sum(self.data.valid_bytes)),
         }
         return {**together, **losses} if len(losses) > 1 else together
 
@@ -291,11 +299,11 @@ class Run:
                 self._notice(f"skipping a damaged checkpoint: {error}")
         return None
 
-    def _begin_from(self, path: Path | None) -> None:
-        """Take the weights of the model at `path`, if one is given; check that they fit."""
-        if path is None:
+    def _begin_from(self, init: str | None) -> None:
+        """Take the weights of the model `init`, if one is given; check that they fit."""
+        if init is None:
             return
-        model = read_model(path)
+        model = read_model(find(init))
         if model.tokenizer.sha256 != self.tokenizer.sha256:
             raise ConfigError(
                 f"{self.config.init} has another tokenizer than {self.config.data}: prepare the "
@@ -309,7 +317,7 @@ class Run:
                 )
         for name, value in (("direction", model.direction), ("unit", model.unit)):
             if getattr(self.config, name) != value:
-                self._notice(f"{path} has {name} = {value}; it is trained on the other way")
+                self._notice(f"{init} has {name} = {value}; it is trained on the other way")
         self.model.load_arrays(model.weights)
 
     def _check_continues(self, checkpoint: Checkpoint) -> None:
@@ -319,21 +327,11 @@ class Run:
                 f"{self.max_steps:,}: give more steps to go on, or another --out"
             )
         known = checkpoint.model.tokenizer.sha256, checkpoint.state["n_targets"]
-        if known != (self.tokenizer.sha256, self.windows.n_targets):
+        if known != (self.tokenizer.sha256, self.rows.n_targets):
             raise ConfigError(
-                f"{self.config.out} was started on other data than {self.config.data} holds: "
+                f"{self.config.out} was started on other data than it is given now: "
                 "give that data to go on, or another --out to start anew"
             )
-
-    def _sample_prompts(self) -> list[Prompt]:
-        """Return what is sampled from while training: the endings, or nothing for a forward run.
-
-        Raises DataError for an ending that is not text.
-        """
-        language = self.languages[0]
-        endings = self.config.sample_endings
-        given = endings if language.direction == "backward" else ("",) * len(endings)
-        return [language.prompt(text, at_edge=True) for text in given]
 
     def _dropout_of(self, step: int) -> AbstractContextManager[None]:
         """Let what is dropped follow from (seed, step, rank), whatever was drawn before."""
@@ -347,9 +345,6 @@ class Run:
             f"{what} is not a number; {self.config.out} keeps what was saved before: "
             f"lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}"
         )
-
-    def _windows(self, shards: tuple[Shard, ...], languages: Sequence[Language]) -> Windows:
-        return Windows(shards, languages, block_size=self.shape.block_size)
 
     def _wrapped_loss(self) -> nn.Module:
         """Return the module whose output is the summed loss: compiled, or on several ranks.
@@ -375,19 +370,19 @@ class Run:
         figures = {"tokens": self.tokens, "tokens_per_second": round(per_second)}
         if self.peak is None:
             return figures
-        context = self.windows.n_targets / len(self.windows) / 2
+        context = self.rows.n_targets / len(self.rows) / 2
         share = per_second * flops_per_token(self.shape, context) / self.peak
         return {**figures, "share_of_peak": round(share / self.ranks.world_size, 4)}
 
     def _samples(self, engine: TorchEngine, done: int) -> Iterator[str]:
-        for prompt in self.prompts:
+        for prompt in self.data.prompts:
             if len(prompt.ids) <= engine.block_size:
                 sampling = Sampling()
                 yield from (
                     sample.text
                     for sample in collect(
                         engine,
-                        self.languages[0],
+                        self.data.languages[0],
                         prompt,
                         sampling=sampling,
                         max_new_tokens=SAMPLE_TOKENS,

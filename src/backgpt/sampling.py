@@ -17,8 +17,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is drawn. `top_k = 1` always takes the likeliest.
+    """How the next id is drawn. `top_k = 1` always takes the likeliest, after the penalty.
 
+    Small models left alone go round in circles; the light penalty on what the text already has
+    keeps them out of most (LOG.md has figures). A `repetition_penalty` of 1 is none.
     Raises UsageError for a value outside its range.
     """
 
@@ -26,7 +28,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.05
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.1
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):

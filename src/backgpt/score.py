@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.batches import Windows, cut_by_length, cut_document
+from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
 from backgpt.language import Language
 from backgpt.order import ModelIds
@@ -84,20 +84,45 @@ def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> lis
     ]
 
 
-def corpus_nats(engine: Engine, windows: Windows) -> float:
-    """Return minus the log-probability, in nats, of all targets of `windows` together."""
-    scored = _score_batched(engine, windows.lengths, windows.sequence)
+def score_written(
+    engine: Engine, pairs: Sequence[tuple[ModelIds, ModelIds]]
+) -> list[npt.NDArray[np.float32]]:
+    """Return log p in nats of each written id given all before it, (len(written),) each.
+
+    A pair is what is given, at least one id, and what is written, both in model order. Raises
+    UsageError if they are together more than `engine.block_size + 1` ids.
+    """
+    lengths = np.array([len(written) for _, written in pairs], dtype=np.int64)
+    widths = np.array([len(given) + len(written) for given, written in pairs], dtype=np.int64)
+    found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(pairs)
+
+    def whole(index: int) -> ModelIds:
+        return ModelIds(np.concatenate(pairs[index]))
+
+    for index, values in _score_batched(engine, lengths, whole, widths=widths):
+        found[index] = values
+    return found
+
+
+def corpus_nats(engine: Engine, rows: Rows) -> float:
+    """Return minus the log-probability, in nats, of all targets of `rows` together."""
+    scored = _score_batched(engine, rows.lengths, rows.sequence, widths=rows.widths)
     return -math.fsum(float(values.sum(dtype=np.float64)) for _, values in scored)
 
 
 def _score_batched(
-    engine: Engine, lengths: npt.NDArray[np.int64], sequence: Callable[[int], ModelIds]
+    engine: Engine,
+    lengths: npt.NDArray[np.int64],
+    sequence: Callable[[int], ModelIds],
+    *,
+    widths: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """Yield (index, log-probabilities) of sequences whose last ids are that many targets.
 
-    Those of similar length come together.
+    Those of similar `widths` come together: all their ids, where most are not targets.
     """
-    for batch in cut_by_length(np.arange(len(lengths)), lengths, budget=SCORED_TOGETHER):
+    widths = lengths if widths is None else widths
+    for batch in cut_by_length(np.arange(len(lengths)), widths, budget=SCORED_TOGETHER):
         values = engine.score([sequence(int(index)) for index in batch])
         for index, of_sequence in zip(map(int, batch), values, strict=True):
             yield index, of_sequence[len(of_sequence) - lengths[index] :]

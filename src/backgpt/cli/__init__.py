@@ -11,6 +11,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from backgpt import __version__
+from backgpt.cli.chat import chat
+from backgpt.cli.info import info
+from backgpt.cli.label import label
 from backgpt.cli.prepare import prepare
 from backgpt.cli.sample import sample
 from backgpt.cli.train import train
@@ -26,6 +29,9 @@ app = typer.Typer(
 app.command()(prepare)
 app.command()(train)
 app.command()(sample)
+app.command()(chat)
+app.command()(label)
+app.command()(info)
 
 
 def _show_version(value: bool) -> None:
@@ -70,6 +76,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if code == EXIT_INTERRUPTED:  # the parser caught it
         _fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def backchat() -> NoReturn:
+    """Run `backgpt chat`."""
+    main(["chat", *sys.argv[1:]])
 
 
 def _parser_error(error: Any) -> tuple[str, int] | None:

@@ -121,6 +121,24 @@ class TrainProgress(_Display):
         return _duration(per_step * (self._max_steps - step))
 
 
+class LabelProgress(_Display):
+    """Progress of `label`: texts done, and how much of all there is."""
+
+    def __init__(self) -> None:
+        super().__init__(TextColumn("{task.fields[figures]}"), BarColumn(), _eta())
+        self._task = self.bar.add_task("label", total=None, figures="")
+        self._first: tuple[int, float] | None = None
+
+    def update(self, figures: str, done: int, total: int) -> None:
+        """Show `figures`, and that `done` of `total`, in whatever unit, are done."""
+        now = time.monotonic()
+        first, since = self._first = self._first or (done, now)
+        self.bar.update(self._task, completed=done, total=total, figures=figures)
+        if self.line_is_due():
+            left = (now - since) / (done - first) * (total - done) if done > first else None
+            self.say(figures + (f", {_duration(left)} left" if left is not None else ""))
+
+
 def _eta() -> TimeRemainingColumn:
     return TimeRemainingColumn(compact=True)
 

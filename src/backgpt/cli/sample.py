@@ -3,30 +3,50 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.errors import DataError, UsageError
+from backgpt.cli.given import sampling_from, standard_input
+from backgpt.cli.growing import show_growing
+from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
     from backgpt.generate import Text
-    from backgpt.sampling import Sampling
+    from backgpt.hints import Hints, Length
 
 SEPARATOR = "\n---\n"
 
 
 def sample(
-    model: Annotated[Path, Option(help="Model folder, checkpoint, or run folder (its best).")],
+    model: Annotated[
+        str | None,
+        Option(
+            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
+            "run folder (its best); stories if none is given."
+        ),
+    ] = None,
     ending: Annotated[str | None, Option(help="The ending to write toward; - reads it.")] = None,
     opening: Annotated[
-        str | None, Option(help="The text to go on from, for a forward model; - reads it.")
+        str | None,
+        Option(
+            help="For a forward model the text to go on from; for a backward model with hints how "
+            "the text should begin; - reads it."
+        ),
+    ] = None,
+    words: Annotated[
+        str | None, Option(help="Words that should occur, with commas between: cake,dog.")
+    ] = None,
+    length: Annotated[
+        Literal["short", "medium", "long"] | None, Option(help="How long the text should be.")
     ] = None,
     prompt: Annotated[
         str | None, Option(help="The given text, whichever way the model runs; - reads it.")
+    ] = None,
+    direction: Annotated[
+        Literal["backward", "forward"] | None,
+        Option(help="Which way a model trained both ways runs; backward if none is given."),
     ] = None,
     num_samples: Annotated[int, Option("--num-samples", "-n", help="How many texts.")] = 1,
     max_new_tokens: Annotated[
@@ -55,18 +75,28 @@ def sample(
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line for each text.")
     ] = False,
+    engine: Annotated[
+        Literal["native", "torch"] | None,
+        Option(help="What runs the model; native (C++, on the CPU) where it can be."),
+    ] = None,
     device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8", "int4"] | None,
+        Option(help="What the native engine computes in; int8 for models stored so, or float32."),
+    ] = None,
+    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
 ) -> None:
     """Write the text that leads to an ending, last word first.
 
     A backward model is given the ending (--ending, or --prompt as in the original), a forward
-    model the opening (--opening, or --prompt).
+    model the opening (--opening, or --prompt). A model trained with hints can also be told how the
+    text should begin, which words should occur, and how long it should be.
     """
     if stream and (num_samples > 1 or as_json or order == "model"):
         raise UsageError("--stream shows one text: leave out --num-samples, --json and --order")
     if as_json and order == "model":
         raise UsageError("--json has the text in reading order: leave out --order")
-    sampling = _sampling(
+    sampling = sampling_from(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -75,37 +105,36 @@ def sample(
     )
     from backgpt.api import load
 
-    loaded = load(model, device=device)
+    loaded = load(
+        model, direction=direction, engine=engine, device=device, dtype=dtype, threads=threads
+    )
     if prompt is not None:
         if ending is not None or opening is not None:
             raise UsageError("--prompt stands for --ending or --opening: give one of them")
         ending, opening = (prompt, None) if loaded.direction == "backward" else (None, prompt)
     ending, opening = _read_dash(ending), _read_dash(opening)
+    request: dict[str, Any] = {
+        "ending": ending,
+        "opening": opening,
+        "words": _split(words),
+        "length": length,
+        "continues": continues,
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling,
+        "seed": seed,
+    }
+    leftward = loaded.direction == "backward"
     if stream and sys.stdout.isatty():
-        pieces = loaded.stream(
-            ending,
-            opening=opening,
-            continues=continues,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-        )
-        _show_growing(pieces, ending or opening or "", leftward=loaded.direction == "backward")
+        given = (ending if leftward else opening) or ""
+        show_growing(loaded.stream(**request), given, leftward=leftward)
         return
     started = time.perf_counter()
-    texts = loaded.write(
-        ending,
-        opening=opening,
-        n=num_samples,
-        continues=continues,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-    )
+    texts = loaded.write(**request, n=num_samples)
     if as_json:
         speed = sum(text.n_tokens for text in texts) / (time.perf_counter() - started)
+        hints = _hints(loaded, opening, request["words"], length)
         for text in texts:
-            print(json.dumps(_record(loaded, text, speed), ensure_ascii=False))
+            print(json.dumps(_record(loaded, text, hints, speed), ensure_ascii=False))
         return
     if order == "reading":
         shown = [text.text for text in texts]
@@ -114,24 +143,27 @@ def sample(
     print(SEPARATOR.join(shown))
 
 
-def _sampling(**given: float | int | None) -> "Sampling":
-    from backgpt.sampling import Sampling
-
-    return Sampling(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-
 def _read_dash(text: str | None) -> str | None:
     """Return standard input for "-", without the line break a shell puts at its end."""
-    if text != "-":
-        return text
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8 at byte {error.start}: convert it") from None
+    return standard_input() if text == "-" else text
 
 
-def _record(model: "Model", text: "Text", speed: float) -> dict[str, object]:
+def _split(words: str | None) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",")) if words is not None else ()
+
+
+def _hints(
+    model: "Model", opening: str | None, words: tuple[str, ...], length: "Length | None"
+) -> "Hints":
+    """Return what was asked for; a forward model's opening is given, not asked for."""
+    from backgpt.hints import Hints
+
+    return Hints(opening if model.direction == "backward" else None, words, length)
+
+
+def _record(model: "Model", text: "Text", hints: "Hints", speed: float) -> dict[str, object]:
     given = "ending" if model.direction == "backward" else "opening"
+    asked = {"asked": dict(hints.texts()), "obeyed": hints.obeyed_by(text.text)} if hints else {}
     return {
         "text": text.text,
         given: text.given,
@@ -140,39 +172,5 @@ def _record(model: "Model", text: "Text", speed: float) -> dict[str, object]:
         "n_tokens": text.n_tokens,
         "tokens_per_second": round(speed, 1),
         "seed": text.seed,
+        **asked,
     }
-
-
-def _show_growing(pieces: Iterator[str], text: str, *, leftward: bool) -> None:
-    """Show the text as it grows. Leftward, lines fill from the end: what stands there stays."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text as Lines
-
-    console = Console(highlight=False)
-    with Live(console=console, vertical_overflow="crop") as live:
-        for piece in pieces:
-            text = piece + text if leftward else text + piece
-            shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
-            live.update(Lines(shown, justify="right" if leftward else "left"))
-        live.vertical_overflow = "visible"
-        live.update(Lines(text))
-
-
-def lines_from_end(text: str, width: int) -> list[str]:
-    """Wrap `text` so that lines are full at the end of a paragraph and short at its beginning."""
-    from rich.cells import cell_len
-
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        *words, line = paragraph.split(" ")
-        first = len(lines)
-        while words:
-            word = words.pop()
-            if cell_len(word) + 1 + cell_len(line) > width:
-                lines.insert(first, line)
-                line = word
-            else:
-                line = f"{word} {line}"
-        lines.insert(first, line)
-    return lines

@@ -28,6 +28,13 @@ def train(
         Path | None, Option(help="A TOML file with any of these settings; flags win.")
     ] = None,
     data: Annotated[Path | None, Option(help="The dataset folder that prepare made.")] = None,
+    chat: Annotated[
+        list[str] | None,
+        Option(help="Conversations to tune --init on: dolly, or .jsonl files; repeatable."),
+    ] = None,
+    chat_valid: Annotated[
+        list[str] | None, Option(help="Conversations to validate on; repeatable.")
+    ] = None,
     out: Annotated[Path | None, Option(help="The run folder; resumed where it exists.")] = None,
     preset: Annotated[str | None, Option(help="nano, seed, small or base.")] = None,
     direction: Annotated[
@@ -37,7 +44,9 @@ def train(
     hints: Annotated[
         float | None, Option(help="Share of texts told beforehand: opening, words, length.")
     ] = None,
-    init: Annotated[Path | None, Option(help="A model to begin from.")] = None,
+    init: Annotated[
+        str | None, Option(help="A model to begin from: a path, or a built-in model's name.")
+    ] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
     batch_size: Annotated[

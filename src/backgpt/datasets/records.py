@@ -19,7 +19,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, and the text. Raises DataError for an unknown role or no text."""
+    """One turn: who speaks, and the text. Raises DataError for an unknown role."""
 
     role: Role
     text: str
@@ -27,8 +27,6 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
-        if not self.text.strip():
-            raise DataError(f"a message of the {self.role} is empty: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

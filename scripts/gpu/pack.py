@@ -1,0 +1,171 @@
+"""Make the folders that `gpu_run.sh go` needs on the other machine, each small enough to send.
+
+    python scripts/gpu/pack.py DATA OUT --tokenizer tokenizer.json --peer smolgpt=PATH
+
+DATA has the layout of scripts/base_corpus.py. OUT/call-1, call-2, ... each hold the code, the
+packages missing there, and their share of the data as it is, compressed text; what the first
+stages need is in the first. Where the checkout travels too, --beside-checkout counts it.
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plan import GIVEN, PLAN, PROGRESS, Plan, read_plan
+
+ROOT = Path(__file__).parents[2]
+CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "models", "*.so", "*.egg-info")
+PYTHON, PLATFORMS = (
+    "3.12",
+    ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
+)
+MIB = 1 << 20
+
+
+def main() -> None:
+    """Make the folders and print the size of each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path, help="made anew; keep it out of version control")
+    parser.add_argument("--plan", type=Path, default=Path(__file__).parent / "stages.toml")
+    parser.add_argument("--tokenizer", type=Path, help="else one is trained on TinyStories")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--weights", type=Path, action="append", default=[], metavar="MODEL")
+    parser.add_argument("--calls", type=int, default=2, help="folders to share the data among")
+    parser.add_argument("--call", type=int, help="make only this one")
+    parser.add_argument("--no-wheels", action="store_true", help="nothing is missing there")
+    parser.add_argument("--beside-checkout", action="store_true", help="it travels as well")
+    given = parser.parse_args()
+    plan = read_plan(given.plan)
+
+    shares = shared_out(plan, given.data, given.calls)
+    with tempfile.TemporaryDirectory() as temporary:
+        always = Path(temporary)
+        _pack_always(always, plan, given)
+        if given.call is None:
+            shutil.rmtree(given.out, ignore_errors=True)
+        for number, files in enumerate(shares, start=1):
+            if given.call in (None, number):
+                folder = given.out / f"call-{number}"
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(always, folder)
+                for file in files:
+                    target = folder / "data" / file.relative_to(given.data)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+                _check_size(folder, plan, beside=given.beside_checkout)
+
+
+def shared_out(plan: Plan, data: Path, calls: int) -> list[list[Path]]:
+    """Return the data files of each call: the plan's first dataset in the first, the rest even.
+
+    Exits if a file is missing.
+    """
+    listed = {name: [*spec["train"], *spec["valid"]] for name, spec in plan.data.items()}
+    sure = [find(data, file) for file in listed[next(iter(listed))]]
+    everything = {find(data, file) for files in listed.values() for file in files}
+    shares: list[list[Path]] = [list(sure), *([] for _ in range(calls - 1))]
+    for file in sorted(everything - set(sure), key=lambda file: -file.stat().st_size):
+        min(shares, key=lambda share: sum(f.stat().st_size for f in share)).append(file)
+    return shares
+
+
+def find(data: Path, listed: str) -> Path:
+    """Return the file `listed` below `data`, compressed or not. Exits if there is none."""
+    for file in (data / f"{listed}.xz", data / listed):
+        if file.is_file():
+            return file
+    sys.exit(f"there is no {data / listed} and no {listed}.xz: give the folder with the data")
+
+
+def _pack_always(folder: Path, plan: Plan, given: argparse.Namespace) -> None:
+    """Put what every call carries into `folder`."""
+    for name in CODE:
+        source = ROOT / name
+        copy: Any = shutil.copyfile if source.is_file() else shutil.copytree
+        keep = {} if source.is_file() else {"ignore": LEFT_OUT}
+        (folder / "code").mkdir(exist_ok=True)
+        copy(source, folder / "code" / name, **keep)
+    shutil.copyfile(given.plan, folder / PLAN)
+    _pack_tokenizer(folder, given)
+    for peer in given.peer:
+        name, _, path = peer.partition("=")
+        (folder / "peers" / name).mkdir(parents=True)
+        for file in Path(path).glob("*.py"):
+            shutil.copyfile(file, folder / "peers" / name / file.name)
+    for model in given.weights:
+        _pack_weights(folder, model)
+    if not given.no_wheels:
+        _pack_wheels(folder / "wheels", plan.wheels)
+
+
+def _pack_tokenizer(folder: Path, given: argparse.Namespace) -> None:
+    if given.tokenizer is None:
+        stories = find(given.data, "tinystories/train.jsonl")
+        backgpt = [sys.executable, "-m", "backgpt", "prepare", str(stories), "--out"]
+        subprocess.run([*backgpt, str(folder / "tokenized")], check=True)
+        given.tokenizer = given.out.with_name(given.out.name + "-tokenizer.json")
+        shutil.copyfile(folder / "tokenized" / "tokenizer.json", given.tokenizer)
+        shutil.rmtree(folder / "tokenized")
+    shutil.copyfile(given.tokenizer, folder / "tokenizer.json")
+
+
+def _pack_weights(folder: Path, path: Path) -> None:
+    """Send a model along with 16-bit weights, to be gone on with where no checkpoint is left."""
+    from backgpt.checkpoint import read_model, write_model
+
+    model = read_model(path)
+    progress = json.loads((path / PROGRESS).read_text())
+    target = folder / GIVEN / progress["stage"]
+    target.mkdir(parents=True)
+    weights = {name: array.astype(np.float16) for name, array in model.weights.items()}
+    write_model(replace(model, weights=weights), target)
+    shutil.copyfile(path / PROGRESS, target / PROGRESS)
+
+
+def _pack_wheels(folder: Path, packages: list[str]) -> None:
+    """Download the packages that the machine lacks, for its Python, in the pinned versions."""
+    platforms = [part for name in PLATFORMS for part in ("--platform", name)]
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", PYTHON]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *options, *platforms]
+    pins = ["--constraint", str(ROOT / "constraints.txt"), "--dest", str(folder)]
+    if importlib.util.find_spec("pip") is None:
+        sys.exit("this Python has no pip to download packages with: set PYTHON, or --no-wheels")
+    subprocess.run([*command, "--implementation", "cp", *pins, *packages], check=True)
+
+
+def _check_size(folder: Path, plan: Plan, *, beside: bool) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    checkout = _checkout_bytes() if beside else 0
+    limit = plan.limits["call_mib"]
+    print(f"{folder}: {size / MIB:.1f} MiB" + (f" and {checkout / MIB:.1f} beside" * beside))
+    if size + checkout > limit * MIB:
+        sys.exit(
+            f"{folder} is over {limit:.0f} MiB a call: give more --calls, or move built-in weights "
+            "aside (gpu_run.sh aside FOLDER)"
+        )
+
+
+def _checkout_bytes() -> int:
+    """Return the size of all files of the checkout that version control does not ignore."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The models that come with the package, by name, and what is known about any model.
+
+A built-in model is a model folder in `backgpt/models`, called as the folder is. A name stands for
+it wherever a model is asked for; to mean a local folder of that name, write `./stories`.
+"""
+
+import re
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from backgpt.card import CARD, Card, read_card
+from backgpt.checkpoint import CONFIG, OPTIMIZER, model_folder, read_model
+from backgpt.config import ModelConfig
+from backgpt.errors import DataError
+from backgpt.order import Directions, Unit
+from backgpt.quantize import Storage, count_parameters
+
+MODELS = Path(__file__).parent / "models"
+DEFAULT = "stories"
+"""The model that is meant when none is named."""
+
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a model without running it. `card` is None where nobody wrote one."""
+
+    name: str
+    folder: Path
+    config: ModelConfig
+    direction: Directions
+    unit: Unit
+    hints: bool
+    storage: Storage
+    n_parameters: int
+    size_bytes: int
+    card: Card | None
+
+
+def names(models: Path | None = None) -> list[str]:
+    """Return the names of the built-in models, in `models` if that is given, sorted."""
+    return sorted(
+        config.parent.name
+        for config in (models or MODELS).glob(f"*/{CONFIG}")
+        if NAME.fullmatch(config.parent.name)
+    )
+
+
+def find(model: str | PathLike[str] | None = None, *, models: Path | None = None) -> Path:
+    """Return the path of `model`: a built-in model's name, or a path; None is the default model.
+
+    A name is looked for in `models` if that is given. Only a str can be a name: a Path is a path.
+    Raises DataError, with the names there are, if it is neither.
+    """
+    known = names(models)
+    if model is None:
+        model = DEFAULT
+        if model not in known:
+            raise DataError(f"there is no built-in model {model!r} here: name a model")
+    if model in known:
+        return (models or MODELS) / model
+    path = Path(model)
+    if not path.exists():
+        or_name = f" or one of the built-in models: {', '.join(known)}" if known else ""
+        raise DataError(
+            f"there is no model {str(model)!r}: give a model folder, a run folder{or_name}"
+        )
+    return path
+
+
+def describe(model: str | PathLike[str] | None = None, *, models: Path | None = None) -> ModelInfo:
+    """Return what is known about `model`, verified. Raises as `find` and `read_model`."""
+    folder = model_folder(find(model, models=models))
+    read = read_model(folder, dequantize=False)
+    return ModelInfo(
+        name=str(model) if model is not None else DEFAULT,
+        folder=folder,
+        config=read.config,
+        direction=read.direction,
+        unit=read.unit,
+        hints=read.hints,
+        storage=read.storage,
+        n_parameters=count_parameters(read.weights),
+        size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.name != OPTIMIZER),
+        card=read_card(folder / CARD),
+    )

@@ -1,0 +1,41 @@
+"""Text that grows on a terminal: leftward, from its end, as a backward model writes it."""
+
+from collections.abc import Iterator
+
+
+def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> None:
+    """Show `text` as pieces join it. Leftward, lines fill from the end: what stands there stays.
+
+    When it is finished the `label` stands in front of it.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text as Lines
+
+    console = Console(highlight=False)
+    with Live(console=console, vertical_overflow="crop") as live:
+        for piece in pieces:
+            text = piece + text if leftward else text + piece
+            shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
+            live.update(Lines(shown, justify="right" if leftward else "left"))
+        live.vertical_overflow = "visible"
+        live.update(Lines(label + text))
+
+
+def lines_from_end(text: str, width: int) -> list[str]:
+    """Wrap `text` so that lines are full at the end of a paragraph and short at its beginning."""
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        *words, line = paragraph.split(" ")
+        first = len(lines)
+        while words:
+            word = words.pop()
+            if cell_len(word) + 1 + cell_len(line) > width:
+                lines.insert(first, line)
+                line = word
+            else:
+                line = f"{word} {line}"
+        lines.insert(first, line)
+    return lines

@@ -1,0 +1,120 @@
+"""`backgpt info`: the models that come with the package, or all about one model."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+if TYPE_CHECKING:
+    from backgpt.builtin import ModelInfo
+    from backgpt.card import Loss
+
+BYTES_IN_MB = 1e6
+
+
+def info(
+    model: Annotated[
+        str | None,
+        Argument(help="A built-in model's name, a model folder, a checkpoint, or a run folder."),
+    ] = None,
+    as_json: Annotated[
+        bool, Option("--json", help="One JSON object a line for each model.")
+    ] = False,
+) -> None:
+    """List the built-in models, or say what is known about one model."""
+    from backgpt import builtin
+
+    found = [builtin.describe(name) for name in ([model] if model else builtin.names())]
+    if as_json:
+        for one in found:
+            print(json.dumps(_record(one), ensure_ascii=False))
+    elif model:
+        _print_details(found[0])
+    elif found:
+        _print_table(found)
+    else:
+        print("no built-in model is installed")
+
+
+def _print_table(models: "list[ModelInfo]") -> None:
+    rows = [("name", "parameters", "MB", "direction", "context", "loss", "licence", "data")]
+    for model in models:
+        card = model.card
+        losses = ", ".join(f"{loss.direction} {_loss(loss)}" for loss in _losses(model))
+        rows.append(
+            (
+                model.name,
+                f"{model.n_parameters / 1e6:.1f}M",
+                f"{model.size_bytes / BYTES_IN_MB:.1f}",
+                model.direction,
+                f"{model.config.block_size:,}",
+                losses or "not measured",
+                card.licence if card else "not said",
+                ", ".join(data.name for data in card.data) if card else "not said",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    print("\nloss: nats per token (bits per byte) on held-out texts")
+
+
+def _print_details(model: "ModelInfo") -> None:
+    config, card = model.config, model.card
+    lines = [
+        ("name", model.name),
+        ("folder", str(model.folder)),
+        ("parameters", f"{model.n_parameters:,}"),
+        ("size", f"{model.size_bytes / BYTES_IN_MB:.1f} MB, weights as {model.storage}"),
+        ("direction", f"{model.direction}, by {model.unit}"),
+        ("hints", "opening, words, length" if model.hints else "none"),
+        ("context", f"{config.block_size:,} ids of {config.vocab_size:,}"),
+        ("shape", f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}"),
+    ]
+    if card:
+        trained = card.trained
+        lines += [("description", card.description)]
+        lines += [
+            ("data", f"{data.name} ({data.licence}) {data.attribution}") for data in card.data
+        ]
+        lines += [
+            (
+                "trained",
+                f"{trained.tokens / 1e6:,.1f}M tokens on {trained.hardware}, {trained.date}",
+            ),
+            ("licence", card.licence),
+        ]
+        lines += [("limit", limit) for limit in card.limits]
+    lines += [("loss", f"{loss.direction}, {_loss(loss)} on {loss.set}") for loss in _losses(model)]
+    for key, value in lines:
+        print(f"{key:<12} {value}".rstrip())
+
+
+def _record(model: "ModelInfo") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "folder": str(model.folder),
+        "parameters": model.n_parameters,
+        "size_bytes": model.size_bytes,
+        "storage": model.storage,
+        "direction": model.direction,
+        "unit": model.unit,
+        "hints": model.hints,
+        **model.config.model_dump(),
+        "card": model.card.model_dump(mode="json") if model.card else None,
+    }
+
+
+def _losses(model: "ModelInfo") -> "list[Loss]":
+    """Return the losses of the weights as they are stored, backward first."""
+    measures = model.card.measures if model.card else None
+    found = [
+        loss for loss in (measures.losses if measures else ()) if loss.storage == model.storage
+    ]
+    return sorted(found, key=lambda loss: loss.direction)
+
+
+def _loss(loss: "Loss") -> str:
+    return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.3f})"

@@ -1,0 +1,104 @@
+"""`backgpt label`: find the question that each text answers, and write instruction files."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+from backgpt.cli.chat import CHAT_MODEL, load_chat_model
+from backgpt.errors import UsageError
+
+
+def label(
+    file: Annotated[Path, Argument(help="The texts: .jsonl, .txt, .parquet, or packed.")],
+    out: Annotated[Path, Option(help="The instruction file to write, or to go on with.")],
+    model: Annotated[
+        str | None,
+        Option(
+            help="The model that asks: a built-in model's name, a model folder, a checkpoint, or a "
+            f"run folder; {CHAT_MODEL} if none is given."
+        ),
+    ] = None,
+    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    candidates: Annotated[int, Option(help="How many questions to write for each text.")] = 4,
+    score: Annotated[
+        Literal["round-trip", "forward", "none"] | None,
+        Option(
+            help="How likely the text is after a question, to the model itself (round-trip) or to "
+            "one that runs forward; none takes the likeliest question. forward if there is a "
+            "--twin or the model runs both ways, round-trip otherwise."
+        ),
+    ] = None,
+    twin: Annotated[
+        str | None, Option(help="The forward model that scores; a model of both ways is its own.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        Option(
+            help="Keep a text if its question makes it likelier than another text's by so many "
+            "nats per token; 0 if not given."
+        ),
+    ] = None,
+    batch_size: Annotated[int, Option(help="Texts that are worked on together.")] = 8,
+    max_new_tokens: Annotated[int, Option(help="Most tokens of a question.")] = 64,
+    seed: Annotated[int, Option(help="The same seed writes the same questions.")] = 0,
+    limit: Annotated[int | None, Option(help="Stop after so many texts.")] = None,
+    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+) -> None:
+    """Find the question that each text answers: instruction back-translation.
+
+    For each text candidates are written, and the one that explains the text best is kept if that
+    is well enough. The result is an instruction file that any trainer reads. A job that was
+    interrupted goes on when it is called again.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    if twin is not None and score not in (None, "forward"):
+        raise UsageError(f"--twin is for --score forward: leave it out with {score}")
+    from backgpt.api import load
+    from backgpt.cli.progress import LabelProgress
+    from backgpt.config import build
+    from backgpt.datasets import Tally
+    from backgpt.datasets.files import read_file
+    from backgpt.label import LabelSettings, LabelState
+    from backgpt.label import label as label_texts
+
+    loaded = load_chat_model(model, device)
+    forward = load(twin, direction="forward", device=device) if twin else None
+    own = "forward" if forward or loaded.language.told else "round-trip"
+    given: dict[str, Any] = {
+        "model": model or CHAT_MODEL,
+        "twin": twin,
+        "source": file.name,
+        "field": field,
+        "candidates": candidates,
+        "score": score or own,
+        "threshold": threshold,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    settings = build(LabelSettings, given, origin="label")
+    tally = Tally()
+    with LabelProgress() as progress:
+
+        def report(state: LabelState) -> None:
+            figures = f"{state.n_texts:,} texts, {state.n_kept:,} kept"
+            if limit is not None:
+                progress.update(figures, state.n_texts, limit)
+            else:
+                progress.update(figures, tally.file_bytes, file.stat().st_size)
+
+        done = label_texts(
+            read_file(file, field=field, separator=None, tally=tally),
+            out,
+            loaded,
+            settings,
+            twin=forward,
+            limit=limit,
+            report=report,
+        )
+    print(
+        f"{out}: {done.n_kept:,} of {done.n_texts:,} texts kept; {done.n_below:,} below the "
+        f"threshold, {done.n_unasked:,} without a finished question, {done.n_too_long:,} too long"
+    )

@@ -1,0 +1,218 @@
+"""The report card: what a model's texts are like, and whether it does as it is told.
+
+Takes models and held-out texts; gives figures that `card` defines. Everything follows from a seed.
+A word is a run of letters, whatever its case; an n-gram is n of them in a row within one text.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backgpt.api import Model
+from backgpt.card import Loss, Obedience, Statistics, Story
+from backgpt.errors import DataError
+from backgpt.generate import Text
+from backgpt.hints import NO_HINTS, Hints, Kind, draw_hints, words_of
+from backgpt.quantize import Storage
+from backgpt.score import bits_per_byte
+
+FIXED_ENDINGS = (
+    "The end.",
+    "and they lived happily ever after.",
+    "And that is why the moon is round.",
+    "The dragon said sorry, and everyone laughed.",
+)
+"""Endings of every evaluation, beside those of held-out texts."""
+
+REPEATED = 3  # times that a 4-gram occurs in a text that counts as repeating
+MOST_DRAWS = 1000  # of hints from one text until there are all kinds that are wanted
+
+_SENTENCE_END = re.compile(r"[.!?][\"']?\s+|\n\s*")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated text and the ending it was written toward."""
+
+    ending: str
+    text: Text
+
+
+def measure_loss(model: Model, texts: Sequence[str], *, of: str, storage: Storage) -> Loss:
+    """Return the loss over all of `texts`, a set called `of`, of a model stored as `storage`."""
+    nats, n_tokens, n_bytes = _score(model, texts)
+    return Loss(
+        set=of,
+        direction=model.direction,
+        storage=storage,
+        nats_per_token=nats / n_tokens,
+        bits_per_byte=bits_per_byte(nats, n_bytes),
+    )
+
+
+def draw_endings(
+    texts: Sequence[str], n: int, *, seed: int, fixed: Sequence[str] = FIXED_ENDINGS
+) -> list[str]:
+    """Return `n` different endings: those that are `fixed`, then last sentences of `texts`.
+
+    Raises DataError if the texts do not have as many.
+    """
+    endings = dict.fromkeys(fixed[:n])
+    for index in np.random.default_rng(seed).permutation(len(texts)):
+        if len(endings) == n:
+            break
+        endings.setdefault(last_sentence(texts[index]))
+    if len(endings) < n:
+        raise DataError(f"{len(texts)} texts have {len(endings)} different endings, not {n}")
+    return list(endings)
+
+
+def last_sentence(text: str) -> str:
+    """Return the last sentence of a text, with the whole of a quotation that ends in it."""
+    line_start = text.rfind("\n") + 1
+    starts = [0, line_start, *(match.end() for match in _SENTENCE_END.finditer(text))]
+    for start in sorted(starts, reverse=True):
+        sentence = text[start:]
+        if sentence.strip() and (start == line_start or sentence.count('"') % 2 == 0):
+            return sentence
+    return text
+
+
+def write_samples(
+    model: Model, endings: Sequence[str], *, each: int, seed: int, max_new_tokens: int | None = None
+) -> Iterator[Sample]:
+    """Yield `each` samples for every ending, at the default settings.
+
+    Those of the ending number i have the seed `seed` + i: the first of them is what that seed
+    gives alone.
+    """
+    for number, ending in enumerate(endings):
+        texts = model.write(ending, n=each, seed=seed + number, max_new_tokens=max_new_tokens)
+        for text in texts:
+            yield Sample(ending, text)
+
+
+def first_of_each(samples: Iterable[Sample], n: int) -> tuple[Story, ...]:
+    """Return the first sample of each of the first `n` endings, as they came."""
+    first: dict[str, Story] = {}
+    for sample in samples:
+        story = Story(ending=sample.ending, seed=sample.text.seed, text=sample.text.text)
+        first.setdefault(sample.ending, story)
+    return tuple(first.values())[:n]
+
+
+def vocabulary_of(texts: Iterable[str]) -> frozenset[str]:
+    """Return all words of `texts`, lower-cased."""
+    return frozenset(word for text in texts for word in words_of(text.lower()))
+
+
+def statistics_of(
+    texts: Sequence[str],
+    vocabulary: Collection[str],
+    *,
+    twin: Model | None = None,
+    reached_edge: float | None = None,
+) -> Statistics:
+    """Return what `texts` are like.
+
+    `known_words` is the share of all words that are in `vocabulary`, lower-cased; `repeating` the
+    share of texts in which some 4-gram of words occurs three times or more; `distinct_3` the
+    share of different ones among all trigrams of all texts together (Li et al. 2016), which falls
+    with more texts: compare equal numbers. `nats_per_token` is the loss of `twin` on all of them.
+    """
+    words = [words_of(text.lower()) for text in texts]
+    n_words = sum(map(len, words))
+    trigrams = [gram for of_text in words for gram in _ngrams(of_text, 3)]
+    known = sum(word in vocabulary for of_text in words for word in of_text)
+    nats, n_tokens, _ = _score(twin, texts) if twin else (None, 0, 0)
+    return Statistics(
+        texts=len(texts),
+        reached_edge=reached_edge,
+        known_words=known / max(n_words, 1),
+        repeating=sum(map(repeats, texts)) / max(len(texts), 1),
+        distinct_3=len(set(trigrams)) / max(len(trigrams), 1),
+        mean_words=n_words / max(len(texts), 1),
+        nats_per_token=None if nats is None else nats / n_tokens,
+    )
+
+
+def repeats(text: str) -> bool:
+    """Return whether some four words in a row occur three times or more."""
+    counts = Counter(_ngrams(words_of(text.lower()), 4))
+    return max(counts.values(), default=0) >= REPEATED
+
+
+def share_that_reached_the_edge(samples: Collection[Sample]) -> float:
+    """Return the share of samples that ended with the marker of the text's other edge."""
+    reached = sum(sample.text.finish_reason == "stop" for sample in samples)
+    return reached / max(len(samples), 1)
+
+
+def drawn(text: str, kinds: Collection[Kind], random: np.random.Generator) -> Hints | None:
+    """Return hints of just these `kinds` that `text` obeys, or None if it has not got them."""
+    for _ in range(MOST_DRAWS):
+        hints = draw_hints(text, random)
+        if {kind for kind, _ in hints.texts()} >= set(kinds):
+            return Hints(
+                opening=hints.opening if "opening" in kinds else None,
+                words=hints.words if "words" in kinds else (),
+                length=hints.length if "length" in kinds else None,
+            )
+    return None
+
+
+def measure_obedience(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    kinds: Collection[Kind],
+    seed: int,
+    told: bool = True,
+    max_new_tokens: int | None = None,
+) -> dict[Kind, Obedience]:
+    """Return how often the model does as hints of `kinds` say.
+
+    For each of `texts` hints are drawn from it, and a text is written toward its own ending.
+    Without `told` the model is not given the hints: the result is how often they come true anyway.
+    """
+    asked: Counter[Kind] = Counter()
+    obeyed: Counter[Kind] = Counter()
+    for number, text in enumerate(texts):
+        hints = drawn(text, kinds, np.random.default_rng([seed, number]))
+        if hints is None:
+            continue
+        given = hints if told else NO_HINTS
+        [written] = model.write(
+            last_sentence(text),
+            opening=given.opening,
+            words=given.words,
+            length=given.length,
+            seed=seed + number,
+            max_new_tokens=max_new_tokens,
+        )
+        for kind, did in hints.obeyed_by(written.text).items():
+            asked[kind] += 1
+            obeyed[kind] += did
+    return {kind: Obedience(asked=asked[kind], obeyed=obeyed[kind]) for kind in asked}
+
+
+def choose(texts: Sequence[str], n: int, *, seed: int) -> list[str]:
+    """Return `n` of `texts`, or all if there are fewer, chosen by `seed`."""
+    indices = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [texts[index] for index in indices]
+
+
+def _score(model: Model, texts: Sequence[str]) -> tuple[float, int, int]:
+    """Return nats, tokens (one marker a text counts) and UTF-8 bytes of all texts together."""
+    scores = model.score_all(texts)
+    nats = -math.fsum(score.logprob for score in scores)
+    return nats, sum(s.n_tokens for s in scores), sum(s.n_bytes for s in scores)
+
+
+def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    for first in range(len(words) - n + 1):
+        yield tuple(words[first : first + n])

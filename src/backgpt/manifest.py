@@ -1,0 +1,81 @@
+"""Folders that are there whole or not at all, and that can be verified.
+
+A folder is written beside its place, with a manifest of the size and SHA-256 of every file as the
+last one, and then renamed: what has no manifest that verifies was not finished, or was altered.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backgpt.errors import CorruptFileError
+from backgpt.files import sync_folder, write_synced
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; after the block it is at `folder`, with its manifest.
+
+    It takes the place of what was there; if the block fails, that stays. Raises OSError.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / MANIFEST, {"files": manifest})
+        sync_folder(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a folder with its manifest.
+
+    Raises CorruptFileError naming the first file that is missing, cut short or altered.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise CorruptFileError(f"{folder} has no {MANIFEST}: it was not written to its end")
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise CorruptFileError(f"{folder / MANIFEST} is damaged")
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise CorruptFileError(f"{folder / name} is missing")
+        if _fingerprint(folder / name) != expected:
+            raise CorruptFileError(f"{folder / name} is damaged: it differs from {MANIFEST}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises CorruptFileError, naming the file, if there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorruptFileError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CorruptFileError(f"{path} is not a JSON object")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object and wait until the disk has it. Raises OSError."""
+    write_synced(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}

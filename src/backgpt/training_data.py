@@ -1,0 +1,108 @@
+"""What a run trains on, validates on and samples from, as its settings say.
+
+Either a dataset that `prepare` made, or conversations, encoded with the tokenizer of the model
+that is tuned on them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from backgpt.batches import Rows, Windows
+from backgpt.builtin import find
+from backgpt.chat import Template
+from backgpt.checkpoint import read_model
+from backgpt.config import ModelConfig, TrainConfig
+from backgpt.datasets import Conversation, Message, Tally, find_source, read_conversations
+from backgpt.dialogues import Dialogues
+from backgpt.errors import DataError
+from backgpt.language import Language, Prompt
+from backgpt.shards import open_dataset
+from backgpt.tokenizer import Tokenizer
+
+ANSWERS = ("Paris.", "You need flour, eggs, butter and sugar.")
+"""What a chat is asked the questions of while it is trained."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows of a run. `valid` has those of each language apart, none without a split.
+
+    `valid_bytes` are the bytes of text in one of them, and `notes` what a user should know.
+    """
+
+    tokenizer: Tokenizer
+    languages: Sequence[Language]
+    shape: ModelConfig
+    rows: Rows
+    valid: Sequence[tuple[Language, Rows]]
+    valid_bytes: Sequence[int]
+    prompts: Sequence[Prompt]
+    notes: Sequence[str] = ()
+
+
+def open_training_data(config: TrainConfig) -> TrainingData:
+    """Open what `config` names. Raises DataError or CorruptFileError if it cannot be read."""
+    return _conversations(config) if config.chat else _documents(config)
+
+
+def _documents(config: TrainConfig) -> TrainingData:
+    assert config.data is not None  # TrainConfig sees to it
+    dataset = open_dataset(config.data)
+    languages = Language.all_of(dataset.tokenizer, config.direction, config.unit)
+    shape = config.shape(dataset.tokenizer.vocab_size)
+    valid = [
+        (language, Windows(dataset.valid, [language], block_size=shape.block_size))
+        for language in (languages if dataset.valid else ())
+    ]
+    main, endings = languages[0], config.sample_endings
+    given = endings if main.direction == "backward" else ("",) * len(endings)
+    return TrainingData(
+        tokenizer=dataset.tokenizer,
+        languages=languages,
+        shape=shape,
+        rows=Windows(dataset.train, languages, block_size=shape.block_size),
+        valid=valid,
+        valid_bytes=[sum(shard.text_bytes for shard in dataset.valid)] * len(valid),
+        prompts=[main.prompt(text, at_edge=True) for text in given],
+    )
+
+
+def _conversations(config: TrainConfig) -> TrainingData:
+    tokenizer = read_model(find(config.init), dequantize=False).tokenizer
+    languages = Language.all_of(tokenizer, config.direction, config.unit)
+    shape = config.shape(tokenizer.vocab_size)
+    rows = Dialogues(_read(config.chat), languages, block_size=shape.block_size)
+    held_out = list(_read(config.chat_valid))
+    valid = [
+        (language, Dialogues(held_out, [language], block_size=shape.block_size))
+        for language in (languages if held_out else ())
+    ]
+    template = Template(languages[0])
+    prompts = [
+        template.reply(answer)
+        if languages[0].direction == "forward"
+        else template.before([Message("assistant", answer)])
+        for answer in ANSWERS
+    ]
+    return TrainingData(
+        tokenizer=tokenizer,
+        languages=languages,
+        shape=shape,
+        rows=rows,
+        valid=valid,
+        valid_bytes=[dialogues.n_bytes for _, dialogues in valid],
+        prompts=prompts,
+        notes=[rows.summary],
+    )
+
+
+def _read(sources: Sequence[str]) -> Iterator[Conversation]:
+    """Yield the conversations of several sources. Raises DataError for one without any."""
+    for spec in sources:
+        tally, found = Tally(), False
+        for path in find_source(spec).files:
+            for conversation in read_conversations(path, tally=tally):
+                found = True
+                yield conversation
+        if not found:
+            raise DataError(f"{spec} holds no conversation of two messages or more")

@@ -1,0 +1,381 @@
+"""Built-in models: found by name, shipped whole with their card, listed by `backgpt info`."""
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import backgpt
+from backgpt import builtin
+from backgpt.builtin import describe, find, names
+from backgpt.card import CARD, README, Card, read_card
+from backgpt.checkpoint import ModelFolder, read_model, save_model
+from backgpt.cli import main
+from backgpt.config import ModelConfig, TrainConfig
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
+from backgpt.manifest import verify
+from backgpt.model import Transformer
+from backgpt.tokenizer import Tokenizer
+from backgpt.train import train
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SHAPE = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 128, "intermediate_size": 96}
+ABOUT: dict[str, Any] = {
+    "description": "A model for tests.",
+    "licence": "CC0-1.0",
+    "data": [{"name": "Tales", "licence": "CC0-1.0", "attribution": "By nobody."}],
+    "trained": {
+        "tokens": 5_000_000,
+        "hardware": "a test",
+        "date": "2026-01-02",
+        "command": "backgpt train",
+        "commit": "abc",
+    },
+    "limits": ["It was never trained."],
+}
+STATISTICS = {
+    "texts": 20,
+    "reached_edge": 0.5,
+    "known_words": 0.9,
+    "repeating": 0.25,
+    "distinct_3": 0.5,
+    "mean_words": 30.0,
+    "nats_per_token": None,
+}
+MEASURES: dict[str, Any] = {
+    "set": "held-out tales",
+    "date": "2026-01-02",
+    "losses": [
+        {
+            "set": "held-out tales",
+            "direction": direction,
+            "storage": storage,
+            "nats_per_token": loss,
+            "bits_per_byte": loss / 2,
+        }
+        for direction, storage, loss in (
+            *(("backward", "float32", 3.0), ("backward", "int8", 3.25)),
+            *(("forward", "float32", 2.5), ("forward", "int8", 2.75)),
+        )
+    ],
+    "endings": 4,
+    "generated": STATISTICS,
+    "human": STATISTICS,
+    "obedience": {"words": {"asked": 8, "obeyed": 6}},
+    "unasked": {"words": {"asked": 8, "obeyed": 1}},
+    "stories": [{"ending": "The end.", "seed": 7, "text": "A tale.\nOf two lines. The end."}],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> ModelFolder:
+    """A model both ways, with hints, that was never trained."""
+    config = ModelConfig(n_kv_head=1, vocab_size=tokenizer.vocab_size, **SHAPE)
+    random = torch.Generator().manual_seed(1)
+    weights = Transformer(config, generator=random).state_dict()
+    arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+    return ModelFolder(config, "both", "token", tokenizer, arrays, hints=True)
+
+
+@pytest.fixture
+def ship(model: ModelFolder, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that ships the model into a folder of models, through the script."""
+    save_model(model, tmp_path / "run")
+    script = runpy.run_path(str(SCRIPTS / "ship_model.py"))
+
+    def shipped(
+        name: str, about: dict[str, Any] = ABOUT, measures: dict[str, Any] = MEASURES
+    ) -> Path:
+        files = {"about": tmp_path / "about.json", "measures": tmp_path / "measures.json"}
+        files["about"].write_text(json.dumps(about))
+        files["measures"].write_text(json.dumps(measures))
+        script["ship"](tmp_path / "run", name, models=tmp_path / "models", **files)
+        return tmp_path / "models" / name
+
+    return shipped
+
+
+@pytest.fixture
+def models(ship: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the built-in models `base` and `stories`, in the place of the package's."""
+    ship("base")
+    folder = ship("stories").parent
+    monkeypatch.setattr(builtin, "MODELS", folder)
+    return folder
+
+
+def command(*arguments: object) -> int | str | None:
+    """Run the command line in this process; return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+def test_the_packages_own_models_are_whole() -> None:
+    for name in names():
+        verify(find(name))
+        assert describe(name).card is not None
+
+
+def test_a_name_is_a_built_in_model_and_a_path_is_a_path(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "stories").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert names(models) == ["base", "stories"]
+    assert find(models=models) == find("stories", models=models) == models / "stories"
+    for path in ("./stories", Path("stories"), str(tmp_path / "here" / "stories")):
+        assert find(path, models=models).resolve() == tmp_path / "here" / "stories"
+
+
+def test_what_is_neither_names_the_built_in_models(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'storeis'.*base, stories"):
+        find("storeis", models=models)
+    with pytest.raises(DataError, match="no built-in model 'stories'"):
+        find(models=tmp_path / "none")
+    with pytest.raises(DataError) as error:
+        find("storeis", models=tmp_path / "none")
+    assert "built-in" not in str(error.value)
+
+
+def test_half_written_folders_are_no_models(models: Path) -> None:
+    (models / "base").rename(models / "base.tmp")
+    (models / "empty").mkdir()
+    assert names(models) == ["stories"]
+
+
+def test_load_without_a_path_is_stories_and_runs_both_ways(models: Path) -> None:
+    [text] = backgpt.load().write(ending="The end.", max_new_tokens=5, seed=1)
+    [same] = backgpt.load(models / "stories").write(ending="The end.", max_new_tokens=5, seed=1)
+    assert text.text == same.text
+    assert backgpt.load("base", direction="forward").direction == "forward"
+
+
+def test_sample_uses_stories_when_no_model_is_named(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("sample", "--ending", "The end.", "--max-new-tokens=5", "--seed=1") == 0
+    text = capsys.readouterr().out
+    assert text.endswith("The end.\n")
+    folder = os.fspath(models / "stories")
+    options = ("--ending", "The end.", "--max-new-tokens=5", "--seed=1")
+    assert command("sample", "--model", folder, *options) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_sample_tells_the_model_what_is_asked_and_json_whether_it_obeyed(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["sample", "--max-new-tokens=8", "--seed=1", "--json"]
+    asked = ["--words", "cake, dog", "--length=short", "--opening", "One day"]
+    assert command(*options, "--ending", "The end.", *asked) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["asked"] == {"length": "short", "words": "cake dog", "opening": "One day"}
+    assert set(record["obeyed"]) == {"length", "words", "opening"}
+    assert record["text"].endswith("The end.")
+    assert command(*options, *asked) == 0  # hints alone are enough
+    assert json.loads(capsys.readouterr().out)["ending"] == ""
+    assert command(*options, "--direction=forward", "--opening", "One day") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["text"].startswith("One day")
+    assert "asked" not in record
+
+
+def test_hints_change_what_sample_writes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sample", "--ending", "The end.", "--max-new-tokens=12", "--seed=1"]
+    written = set()
+    for hint in ([], ["--words=cake"], ["--length=long"], ["--opening=One day"]):
+        assert command(*options, *hint) == 0
+        written.add(capsys.readouterr().out)
+    assert len(written) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model=nope"], ["'nope'", "base, stories"]),
+        (["--words=,"], ["one of them is empty"]),
+        (["--length=huge"], ["huge"]),
+        (["--direction=up"], ["up"]),
+    ],
+)
+def test_a_bad_request_is_one_line(
+    models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    assert command("sample", "--ending", "The end.", *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    for word in words:
+        assert word in captured.err
+
+
+def test_training_begins_from_a_built_in_model_by_its_name_and_resumes(
+    models: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    class Silent:
+        def started(self, *, first_step: int, max_steps: int) -> None: ...
+        def stepped(self, record: object) -> None: ...
+        def notice(self, text: str) -> None: ...
+
+    def run(init: str | Path, name: str, lr: float = 1e-9) -> Path:
+        settings = {**SHAPE, "data": dataset_path, "out": tmp_path / name, "max_steps": 1}
+        rates = {"lr": lr, "muon_lr": lr, "compile": "off", "direction": "both", "batch_size": 2}
+        config = TrainConfig.model_validate({**settings, **rates, "init": init})
+        train(config, report=Silent())
+        return tmp_path / name
+
+    begun = read_model(run("base", "named"))
+    stored = read_model(models / "base")
+    for name, array in stored.weights.items():
+        assert abs(begun.weights[name] - array).max() < 1e-5
+    run("base", "named")  # the same run, resumed
+    by_path = read_model(run(models / "base", "path"))
+    run(models / "base", "path")
+    for name, array in by_path.weights.items():
+        assert (begun.weights[name] == array).all()
+    with pytest.raises(DataError, match="bsae"):
+        run("bsae", "other")
+
+
+def test_a_shipped_model_is_int8_verified_and_has_its_card(
+    ship: Callable[..., Path], model: ModelFolder
+) -> None:
+    folder = ship("stories")
+    verify(folder)
+    info = describe(folder)
+    assert (info.storage, info.direction, info.hints) == ("int8", "both", True)
+    assert info.n_parameters == sum(array.size for array in model.weights.values())
+    assert info.size_bytes == sum(file.stat().st_size for file in folder.iterdir())
+    assert info.card == Card.model_validate({**ABOUT, "measures": MEASURES})
+
+
+def test_the_card_says_what_it_was_made_of_and_shows_stories_as_they_came(
+    ship: Callable[..., Path],
+) -> None:
+    text = (ship("stories") / README).read_text()
+    head = text.split("---\n")[1]
+    assert 'license_name: "CC0-1.0"' in head
+    assert '"backward", "forward"' in head
+    for words in (
+        *("A model for tests.", "By nobody.", "It was never trained.", "backgpt train"),
+        *("| backward | int8 | 3.2500 | 1.6250 |", "| words | 8 | 75% | 12% |", "| 25.0% |"),
+        *("Ending `The end.`, seed 7", "> A tale.\n>\n> Of two lines. The end.", "model order"),
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "measures", "words"),
+    [
+        ("../up", ABOUT, MEASURES, "is no name"),
+        ("x", {**ABOUT, "licens": "x"}, MEASURES, "unknown key 'licens'"),
+        ("x", {k: v for k, v in ABOUT.items() if k != "data"}, MEASURES, "data is missing"),
+        ("x", ABOUT, {**MEASURES, "losses": [{"set": "x"}]}, "losses.0.direction is missing"),
+    ],
+)
+def test_a_bad_card_ships_nothing(
+    ship: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    about: dict[str, Any],
+    measures: dict[str, Any],
+    words: str,
+) -> None:
+    with pytest.raises((BackgptError, ConfigError), match=words):
+        ship(name, about, measures)
+    assert not (tmp_path / "models").exists()
+
+
+def test_shipping_again_replaces_the_model(ship: Callable[..., Path]) -> None:
+    ship("stories", {**ABOUT, "description": "The first."})
+    folder = ship("stories", {**ABOUT, "description": "The second."})
+    verify(folder)
+    card = read_card(folder / CARD)
+    assert card is not None
+    assert card.description == "The second."
+
+
+def test_a_damaged_card_is_refused(tmp_path: Path) -> None:
+    assert read_card(tmp_path / CARD) is None
+    (tmp_path / CARD).write_text('{"description": ')
+    with pytest.raises(CorruptFileError, match=CARD):
+        read_card(tmp_path / CARD)
+    (tmp_path / CARD).write_text('{"description": "x"}')
+    with pytest.raises(CorruptFileError, match="is missing"):
+        read_card(tmp_path / CARD)
+
+
+def test_info_lists_the_built_in_models(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("info") == 0
+    header, base, stories, *_ = capsys.readouterr().out.split("\n")
+    for column in ("parameters", "MB", "direction", "context", "loss", "licence", "data"):
+        assert column in header
+    assert base.startswith("base ")
+    for value in ("stories", "both", "128", "backward 3.250 (1.625)", "forward 2.750", "CC0-1.0"):
+        assert value in stories
+    assert "Tales" in stories
+
+
+def test_info_of_one_model_by_name_or_path(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("base", models / "base"):
+        assert command("info", name) == 0
+        out = capsys.readouterr().out
+        for words in ("weights as int8", "Tales (CC0-1.0) By nobody.", "never trained", "5.0M"):
+            assert words in out
+    assert command("info", "nope") == 2
+    assert "base, stories" in capsys.readouterr().err
+
+
+def test_info_as_json_is_one_object_a_line(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("info", "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["name"] for record in records] == ["base", "stories"]
+    assert records[0]["card"]["measures"]["losses"][1]["nats_per_token"] == 3.25
+    assert records[0]["block_size"] == 128
+
+
+def test_info_of_a_model_without_a_card_and_of_no_models(
+    models: Path, model: ModelFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(model, models / "plain")
+    assert command("info") == 0
+    [line] = [line for line in capsys.readouterr().out.split("\n") if line.startswith("plain")]
+    assert "not measured" in line
+    assert command("info", "plain") == 0
+    assert "weights as float32" in capsys.readouterr().out
+
+
+def test_info_says_so_where_there_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builtin, "MODELS", tmp_path)
+    assert command("info") == 0
+    assert "no built-in model" in capsys.readouterr().out
+    assert command("info", "--json") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_info_loads_no_torch(models: Path) -> None:
+    import subprocess
+
+    program = (
+        "import sys; from pathlib import Path; from backgpt import builtin; "
+        f"builtin.MODELS = Path({str(models)!r})\nfrom backgpt.cli import main\n"
+        "try: main(['info'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "stories" in done.stdout
+    assert done.stdout.endswith("False\n")

@@ -1,0 +1,273 @@
+"""The chat as a user meets it: a real terminal, pipes, and what is refused."""
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import backgpt
+from backgpt.config import TrainConfig
+from backgpt.sampling import Sampling
+from backgpt.session import Session
+from backgpt.train import train
+
+pty = pytest.importorskip("pty")
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "60",
+    "NO_COLOR": "1",
+    "TERM": "xterm",
+}
+COMMAND = [sys.executable, "-m", "backgpt", "chat"]
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Silent:
+    def started(self, *, first_step: int, max_steps: int) -> None: ...
+    def stepped(self, record: object) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has seen next to nothing, with a context in which it can write for long."""
+    out = tmp_path_factory.mktemp("chat") / "run"
+    shape = {"n_layer": 2, "n_head": 1, "n_embd": 64, "block_size": 4096, "intermediate_size": 96}
+    settings = {"data": dataset_path, "out": out, "max_steps": 2, "batch_size": 1, "compile": "off"}
+    train(TrainConfig.model_validate({**settings, **shape}), report=Silent())
+    return out
+
+
+def in_a_pipe(*arguments: Any, text: str = "The dog.\n") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+
+
+class Terminal:
+    """A chat on a terminal of its own: what is typed, what is seen."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.pid, self.file = pty.fork()
+        if not self.pid:
+            command = [*COMMAND, *map(str, arguments)]
+            os.execve(command[0], command, ENVIRONMENT)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.file, text.encode())
+
+    def until(self, wanted: str, *, within: float = 60.0) -> str:
+        """Return what is seen up to `wanted`, which must come."""
+        deadline = time.monotonic() + within
+        while wanted not in (plain := ESCAPES.sub("", self.seen)):
+            left = deadline - time.monotonic()
+            assert left > 0, f"{wanted!r} did not come; seen: {plain!r}"
+            if select.select([self.file], [], [], left)[0]:
+                try:
+                    self.seen += os.read(self.file, 65536).decode("utf-8", errors="replace")
+                except OSError:  # the other side has closed
+                    assert wanted in ESCAPES.sub("", self.seen), self.seen
+        before, _, self.seen = plain.partition(wanted)
+        return before
+
+    def say(self, text: str, wanted: str = "you> ") -> str:
+        """Type a line; return what is seen until the next prompt, without the line itself."""
+        self.type(f"{text}\r")
+        self.until(text)
+        return self.until(wanted).strip()
+
+    def exit_code(self) -> int:
+        while True:
+            try:
+                if not os.read(self.file, 65536):
+                    break
+            except OSError:
+                break
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def terminal(run: Path) -> Iterator[Terminal]:
+    opened = Terminal("--model", run, "--max-new-tokens=6", "--seed=4")
+    yield opened
+    os.close(opened.file)
+
+
+def test_a_chat_on_a_terminal(terminal: Terminal, run: Path, tmp_path: Path) -> None:
+    assert "you answer, it asks; seed 4" in terminal.until("you> ")
+    session = Session(backgpt.load(run), max_new_tokens=6, seed=4)
+    first = terminal.say("The dog.")
+    list(session.say("The dog."))
+    question = session.transcript[0].text
+    assert flat(f"user: {question}") in flat(first)
+
+    terminal.say("/retry")
+    list(session.retry())
+    assert "seed 9" in terminal.say("/seed 9")
+    session.seed = 9
+    list(session.say("Because."))
+    assert flat(session.transcript[0].text) in flat(terminal.say("Because."))
+    saved = tmp_path / "chat.json"
+    assert terminal.say(f"/save {saved}").endswith("saved to " + str(saved))
+    loaded = Session.load(saved, session.model)
+    assert loaded.transcript == session.transcript
+    assert loaded.name == str(run)
+
+    assert "2 messages are left" in terminal.say("/undo")
+    assert "temperature 0.5" in terminal.say("/temperature 0.5")
+    assert "a new conversation" in terminal.say("/context It rained.")
+    assert "what came before" in terminal.say("/mode rewind")
+    assert "/undo" in terminal.say("/help")
+    for line, reason in [
+        ("/dance", "no command /dance"),
+        ("/mode sideways", "mode = 'sideways'"),
+        ("/seed x", "seed = 'x'"),
+        ("/temperature hot", "temperature = 'hot'"),
+        ("/temperature 0", "temperature = 0"),
+        ("/save", "name of a file"),
+        ("/save /no/such/folder/chat.json", "No such file"),
+        ("/undo now", "takes nothing"),
+    ]:
+        answer = terminal.say(line)
+        assert reason in answer
+        assert "\n" not in answer
+    terminal.say("/quit", "\n")
+    assert terminal.exit_code() == 0
+
+
+def flat(text: str) -> str:
+    """Return text without white space, which a terminal moves."""
+    return "".join(text.split())
+
+
+def test_ctrl_c_stops_a_message_and_at_the_prompt_the_chat(run: Path) -> None:
+    terminal = Terminal("--model", run, "--seed=4", "--top-k=1")  # it would go on for long
+    terminal.until("you> ")
+    terminal.type("The dog.\r")
+    terminal.until("The dog.")
+    time.sleep(1)
+    terminal.type("\x03")
+    assert "Traceback" not in terminal.until("stopped; /retry tries again")
+    terminal.until("you> ")
+    assert "say something first" in terminal.say("/undo")
+    terminal.type("\x03")
+    assert terminal.exit_code() == 0
+    os.close(terminal.file)
+
+
+def test_ctrl_d_ends_and_history_brings_a_line_back(terminal: Terminal) -> None:
+    pytest.importorskip("readline")
+    terminal.until("you> ")
+    terminal.say("/seed 77")
+    terminal.type("\x1b[A\r")  # the arrow up
+    assert "seed 77" in terminal.until("you> ").replace("/seed 77", "")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize("mode", ["ask", "reply"])
+def test_a_pipe_is_one_message_and_only_the_result_is_printed(run: Path, mode: str) -> None:
+    options = ["--model", run, "--mode", mode, "--seed=2", "--max-new-tokens=8"]
+    done = in_a_pipe(*options, "--context=It rained.", text="The dog.\nIt ran.\n")
+    [text] = getattr(backgpt.load(run), mode)(
+        "The dog.\nIt ran.", context="It rained.", seed=2, max_new_tokens=8
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, text.text + "\n", "")
+
+
+def test_a_rewound_conversation_is_a_transcript_with_roles(run: Path) -> None:
+    done = in_a_pipe("--model", run, "--mode=rewind", "--max-new-tokens=6", "--seed=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("assistant: The dog.\n")
+
+
+def test_json_has_candidates_their_log_probabilities_and_the_seed(run: Path) -> None:
+    options = ["--model", run, "--json", "--max-new-tokens=6", "-n", "3"]
+    sampling = ["--temperature=1.1", "--top-k=40", "--top-p=0.9", "--min-p=0.01"]
+    record = json.loads(in_a_pipe(*options, *sampling).stdout)
+    assert record["message"] == "The dog."
+    assert record["mode"] == "ask"
+    again = backgpt.load(run).ask(
+        "The dog.",
+        n=3,
+        max_new_tokens=6,
+        sampling=Sampling(temperature=1.1, top_k=40, top_p=0.9, min_p=0.01),
+        seed=record["seed"],
+    )
+    assert [(one["text"], one["logprob"]) for one in record["candidates"]] == [
+        (text.text, pytest.approx(text.logprob)) for text in again
+    ]
+    rewound = json.loads(in_a_pipe(*options, "--mode=rewind", "--turns=2", "--seed=5").stdout)
+    assert rewound["seed"] == 5
+    for candidate in rewound["candidates"]:
+        assert candidate["messages"][-1] == {"role": "assistant", "content": "The dog."}
+        assert set(candidate) == {"messages", "seed", "finish_reason", "logprob"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "reason"),
+    [
+        ([], "", "no message to go back from"),
+        (["--mode=reply"], " \n", "question is empty"),
+        (["--mode=sideways"], "x", "sideways"),
+        (["--turns=2"], "x", "--turns is for --mode rewind"),
+        (["--mode=rewind", "--turns=0"], "x", "turns = 0"),
+        (["--temperature=0"], "x", "temperature = 0"),
+        (["--seed=-1"], "x", "seed = -1"),
+        (["--num-samples=0"], "x", "n = 0"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_exit_code_2(
+    run: Path, flags: list[str], text: str, reason: str
+) -> None:
+    done = in_a_pipe("--model", run, *flags, text=text)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_the_built_in_model_one_line_says_to_name_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from backgpt import builtin
+    from backgpt.cli.chat import load_chat_model
+    from backgpt.errors import UsageError
+
+    monkeypatch.setattr(builtin, "MODELS", tmp_path)
+    with pytest.raises(UsageError, match="no built-in model 'backchat' here: name one with --mod"):
+        load_chat_model(None, "cpu")
+
+
+def test_backchat_is_the_chat(run: Path) -> None:
+    scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert scripts["project"]["scripts"]["backchat"] == "backgpt.cli:backchat"
+    options = ["--model", str(run), "--seed=2", "--max-new-tokens=8"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from backgpt.cli import backchat; backchat()", *options],
+        input="The dog.",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.stdout == in_a_pipe(*options).stdout != ""

@@ -1,0 +1,240 @@
+"""The GPU run at toy size on a CPU: packed, stopped by its time limit, gone on with, unpacked."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backgpt import load
+from backgpt.checkpoint import read_model
+from backgpt.config import TrainConfig, build
+from backgpt.run_folder import read_metrics
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS / "gpu"))
+
+import go as go_script  # noqa: E402
+import jobs as jobs_script  # noqa: E402
+import weights as weights_script  # noqa: E402
+from plan import Stage, State, read_plan, table  # noqa: E402
+
+TOY = SCRIPTS / "gpu" / "toy.toml"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+
+def command(script: Path, *arguments: Any, code: int = 0) -> str:
+    done = subprocess.run(
+        ["bash", str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A folder laid out like the one the plan names, with a few stories in each file."""
+    folder = tmp_path_factory.mktemp("gpu") / "data"
+    plan = read_plan(TOY)
+    files = [name for spec in plan.data.values() for part in spec.values() for name in part]
+    for number, name in enumerate(dict.fromkeys(files)):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"text": text}) + "\n" for text in texts[number::8]]
+        file.write_text("".join(lines))
+    return folder
+
+
+def pack(data: Path, out: Path, tokenizer: Path, *options: str) -> str:
+    flags = ["--plan", TOY, "--tokenizer", tokenizer, "--no-wheels", *options]
+    return command(SCRIPTS / "gpu_run.sh", "pack", data, out, *flags)
+
+
+def shorten(file: Path, stage: str, factor: float) -> None:
+    """Let a stage be shorter than it was to be when it began."""
+    known = json.loads(file.read_text())
+    known["stages"][stage]["epochs"] *= factor
+    file.write_text(json.dumps(known))
+
+
+@pytest.mark.slow
+def test_the_whole_run_at_toy_size(data: Path, dataset_path: Path, tmp_path: Path) -> None:
+    calls, home, state = tmp_path / "calls", tmp_path / "home", tmp_path / "state"
+    pack(data, calls, dataset_path / "tokenizer.json")
+
+    def go(call: int, *options: Any) -> str:
+        script = calls / f"call-{call}" / "code" / "scripts" / "gpu_run.sh"
+        given = (calls / f"call-{call}", "--out", home, "--state", state, *options)
+        return command(script, "go", *given)
+
+    said = go(1)
+    assert "scratch: done" in said
+    assert "did not come yet" in said  # the other half of the base corpus
+
+    said = go(2, "--minutes", 0.6, "--seconds", "base=9999", "--only", "base")
+    assert "base: stopped" in said  # in time, by what little there was of it
+    known = json.loads((state / "state.json").read_text())["stages"]["base"]
+    stopped_at, share = known["step"], known["share"]
+    assert stopped_at > 0
+    assert 0 < share < 0.5
+
+    shorten(state / "state.json", "base", share * (stopped_at + 2) / stopped_at)
+    said = go(2)
+    assert "base: done" in said
+    assert "Left to do: nothing" in said
+    steps = [r["step"] for r in read_metrics(state / "runs" / "base") if "loss" in r]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert steps[-1] > stopped_at
+
+    assert "base is still to be brought home" in said
+    assert "base: " in go(2, "--minutes", "0.1")
+    pieces = list(home.glob("*.part-*"))
+    assert len(pieces) > 1
+    assert max(file.stat().st_size for file in pieces) <= 0.1 * 2**20
+    command(SCRIPTS / "gpu_run.sh", "unpack", tmp_path / "models", *home.iterdir())
+    model = load(tmp_path / "models" / "stories")
+    assert model.score("Once upon a time. The end.").loss < 10
+    assert read_model(tmp_path / "models" / "base").direction == "both"
+    assert "Left to do: nothing" in command(SCRIPTS / "gpu_run.sh", "status", tmp_path / "models")
+
+    for file in home.glob("stories.part-0"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    said = command(SCRIPTS / "gpu_run.sh", "unpack", tmp_path / "again", *home.iterdir(), code=1)
+    assert "is damaged" in said
+
+
+@pytest.mark.slow
+def test_a_fresh_machine_goes_on_from_the_weights_that_came_home(
+    data: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    calls, state = tmp_path / "calls", tmp_path / "state"
+    pack(data, calls, dataset_path / "tokenizer.json", "--calls", "1")
+    script = calls / "call-1" / "code" / "scripts" / "gpu_run.sh"
+    go = ("go", calls / "call-1", "--out", tmp_path / "home", "--seconds", "base=2")
+    command(script, *go, "--state", state, "--only", "base")
+    command(SCRIPTS / "gpu_run.sh", "unpack", tmp_path / "models", *(tmp_path / "home").iterdir())
+
+    progress = tmp_path / "models" / "base" / "progress.json"
+    given = json.loads(progress.read_text())
+    assert given["share"] == 1
+    progress.write_text(json.dumps({**given, "share": 0.5}))
+    brought = tmp_path / "models" / "base"
+    (brought / "manifest.json").unlink()
+    pack(data, calls, dataset_path / "tokenizer.json", "--calls", "1", "--weights", str(brought))
+    fresh = tmp_path / "fresh"
+    said = command(script, *go, "--state", fresh, "--only", "base")
+    assert "base: done" in said
+    config = (fresh / "runs" / "base" / "config.toml").read_text()
+    assert "given/base" in config
+    first = [r["loss"] for r in read_metrics(fresh / "runs" / "base") if "loss" in r]
+    start = [r["loss"] for r in read_metrics(state / "runs" / "base") if "loss" in r]
+    assert len(first) <= len(start)
+    assert first[0] < start[0] - 0.5
+
+
+def test_a_call_that_is_too_large_is_refused(
+    data: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(TOY.read_text().replace("call_mib = 64", "call_mib = 0.1"))
+    flags = ["--tokenizer", dataset_path / "tokenizer.json", "--no-wheels", "--plan", plan]
+    said = command(SCRIPTS / "gpu_run.sh", "pack", data, tmp_path / "calls", *flags, code=1)
+    assert "over 0 MiB a call" in said
+
+
+def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:
+    plan = read_plan(SCRIPTS / "gpu" / "stages.toml")
+    for stage in plan.stages:
+        if stage.kind == "train":
+            length = {"epochs": 1.0} if stage.fit else {}
+            values = {**plan.settings, **stage.settings, **length, "data": Path("-")}
+            build(TrainConfig, values, origin=stage.name)
+    assert sum(stage.seconds for stage in plan.stages) < 30 * 60
+
+
+def test_weights_come_home_nearly_as_they_were(
+    data: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    from backgpt.train import train
+
+    values = {**read_plan(TOY).settings, "data": dataset_path, "out": tmp_path / "run"}
+    config = build(TrainConfig, {**values, "max_steps": 3}, origin="test")
+
+    class Silent:
+        def started(self, *, first_step: int, max_steps: int) -> None: ...
+        def stepped(self, record: object) -> None: ...
+        def notice(self, text: str) -> None: ...
+
+    train(config, report=Silent())
+    (tmp_path / "home").mkdir()
+    progress = {"stage": "toy", "step": 3, "share": 1.0}
+    weights_script.export(
+        config.out, tmp_path / "home", name="toy", piece_bytes=50_000, progress=progress
+    )
+    [folder] = weights_script.unpack(list((tmp_path / "home").iterdir()), tmp_path / "models")
+    before, after = read_model(config.out).weights, read_model(folder).weights
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        assert after[name].dtype == array.dtype
+        assert abs(after[name] - array).max() <= 2**-11 * abs(array).max()
+
+
+def test_the_table_says_what_is_left(tmp_path: Path) -> None:
+    plan, state = read_plan(TOY), State(tmp_path)
+    state.note(plan.stages[0], state="done", seconds=3.0)
+    run = state.run(plan.stages[0])
+    run.mkdir(parents=True)
+    records = [
+        {"step": 1, "loss": 3.0, "tokens": 50, "tokens_per_second": 10, "share_of_peak": 0.1},
+        {"step": 2, "loss": 2.0, "tokens": 100, "tokens_per_second": 40, "share_of_peak": 0.4},
+        {"step": 2, "valid_loss": 2.5, "valid_bpb": 0.9},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    lines = table(plan, state).split("\n")
+    assert lines[2].startswith("| scratch | done | 0.0 | 40 | 25.0% | 2.5000 | 2.5000 | 2.5000 |")
+    assert lines[-1].startswith("Left to do: base, tuned (about")
+
+
+@pytest.mark.parametrize(
+    ("failures", "only"),
+    [
+        (["test_compiled_losses", "test_scores"], False),
+        (["test_compiled_losses[a]", "test_a_compiled_run"], True),
+        ([], False),
+    ],
+)
+def test_only_a_failure_of_what_is_compiled_is_gone_on_from(
+    tmp_path: Path, failures: list[str], only: bool
+) -> None:
+    log = tmp_path / "check.log"
+    log.write_text("".join(f"FAILED tests/test_cuda.py::{name} - error\n" for name in failures))
+    assert jobs_script.only_compiled_failed(log) == only
+
+
+def test_only_short_stages_are_done_together() -> None:
+    def job(together: bool) -> Any:
+        return SimpleNamespace(stage=Stage("a", 1, together=together))
+
+    short, long = Stage("b", 1, together=True), Stage("c", 1)
+    assert go_script._is_room(long, [])
+    assert go_script._is_room(short, [job(True)])
+    assert not go_script._is_room(short, [job(False)])
+    assert not go_script._is_room(long, [job(True)])
+    assert not go_script._is_room(short, [job(True), job(True)])
+
+
+def test_the_script_names_nothing_outside_its_arguments() -> None:
+    for file in (SCRIPTS / "gpu").iterdir():
+        if file.is_file():
+            assert "../" not in file.read_text()
+    assert shutil.which("bash")
