@@ -1,5 +1,5 @@
 # Sourced by the other scripts: make .venv once, with the pinned set, and use it.
-#   environment EXTRA    the extra of backgpt to install
+#   environment [EXTRA]    the extra of backgpt to install, none without one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,10 +13,12 @@ environment() {
         "$python" -m venv .venv
     fi
     . .venv/bin/activate
-    local stamp=".venv/installed-$1"
-    if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
-        echo "installing backgpt[$1] into .venv (once)" >&2
-        python -m pip install --quiet --constraint constraints.txt --editable ".[$1]"
+    local backgpt="backgpt${1:+[$1]}"
+    local stamp=".venv/installed-${1:-plain}"
+    local sources=(pyproject.toml constraints.txt CMakeLists.txt native)
+    if [ ! -e "$stamp" ] || [ -n "$(find "${sources[@]}" -newer "$stamp" -print -quit)" ]; then
+        echo "installing $backgpt into .venv (once)" >&2
+        python -m pip install --quiet --constraint constraints.txt --editable ".${1:+[$1]}"
         touch "$stamp"
     fi
 }

@@ -405,3 +405,35 @@ def test_what_was_shown_stays_where_it_is_while_text_grows_leftward() -> None:
         longer = lines_from_end(" ".join(words[start - 1 :]), 20)
         assert longer[len(longer) - len(shorter) + 1 :] == shorter[1:]
         assert longer[-len(shorter)].endswith(shorter[0])
+
+
+@pytest.mark.skipif(not find_spec("backgpt.engine._native"), reason="no native engine here")
+def test_the_instruction_set_can_be_forced_and_a_wrong_one_is_named(run: Path) -> None:
+    sample = [sys.executable, "-m", "backgpt", "sample", "--model", str(run), "--ending", "x"]
+    for isa, code in (("plain", 0), ("abacus", 2)):
+        done = subprocess.run(
+            [*sample, "--max-new-tokens", "5"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**ENVIRONMENT, "BACKGPT_ISA": isa},
+        )
+        assert done.returncode == code
+    assert "'abacus' is not to be had here: choose" in done.stderr
+
+
+def test_settings_of_the_native_engine_are_refused_for_torch(run: Path) -> None:
+    sample = ("sample", "--model", run, "--ending", "x", "--engine", "torch")
+    assert_refused(backgpt_command(*sample, "--dtype", "int8"), 2, "for the native engine")
+    assert_refused(
+        backgpt_command("sample", "--model", run, "--ending=x", "--engine=native", "--device=cuda"),
+        2,
+        "runs on the CPU, not on cuda",
+    )
+
+
+@pytest.mark.skipif(not find_spec("backgpt.engine._native"), reason="no native engine here")
+def test_both_engines_write_the_same_text(run: Path) -> None:
+    sample = ("sample", "--model", run, "--ending", "The end.", "--seed=3", "--max-new-tokens=40")
+    native, other = (backgpt_command(*sample, f"--engine={e}").stdout for e in ("native", "torch"))
+    assert native == other

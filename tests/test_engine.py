@@ -1,4 +1,4 @@
-"""The torch engine: one by one = together, rows that come and go, and what it refuses."""
+"""What every engine keeps: one by one = together, rows that come and go, what it refuses."""
 
 import ast
 from pathlib import Path
@@ -38,9 +38,14 @@ def model() -> Transformer:
     return built
 
 
-@pytest.fixture
-def engine(model: Transformer) -> Engine:
-    return TorchEngine(model)
+@pytest.fixture(params=["torch", "native"])
+def engine(model: Transformer, request: pytest.FixtureRequest) -> Engine:
+    if request.param == "torch":
+        return TorchEngine(model)
+    native = pytest.importorskip("backgpt.engine.native_engine", exc_type=ImportError)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    built: Engine = native.NativeEngine(model.config, weights)
+    return built
 
 
 def prompt(length: int, seed: int = 0) -> np.ndarray:

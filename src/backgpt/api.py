@@ -265,6 +265,7 @@ def load(
     device: str = "cpu",
     dtype: Dtype | None = None,
     threads: int | None = None,
+    isa: str | None = None,
 ) -> Model:
     """Load a model: a built-in one by its name, or a model folder, checkpoint or run folder.
 
@@ -274,8 +275,10 @@ def load(
 
     `engine` is "native" (C++, on the CPU) or "torch"; without one, native where it can be. The
     native engine computes in `dtype`, without one in int8 for a model stored so and in float32
-    for others, with `threads` at most. Raises DataError, UsageError or CorruptFileError if it
-    cannot be read as one or does not run so, and MissingExtraError without an engine.
+    for others, with `threads` at most and the instruction set `isa`, by default the fastest.
+
+    Raises DataError, UsageError or CorruptFileError if it cannot be read as one or does not run
+    so, and MissingExtraError without an engine.
     """
     folder = read_model(find(path), dequantize=False)
     by_direction = {language.direction: language for language in folder.languages}
@@ -284,7 +287,9 @@ def load(
             f"{path or DEFAULT} is a {folder.direction} model: it does not run {direction}"
         )
     language = by_direction[direction] if direction else folder.languages[0]
-    made = _native_engine(folder, engine, device, dtype, threads)
+    made = None
+    if engine != "torch" and (engine or device == "cpu"):
+        made = _native_engine(folder, engine, device, dtype=dtype, threads=threads, isa=isa)
     if made is None:
         if dtype is not None or threads is not None:
             raise UsageError("dtype and threads are for the native engine: leave them out")
@@ -296,12 +301,12 @@ def _native_engine(
     folder: ModelFolder,
     wanted: EngineName | None,
     device: str,
+    *,
     dtype: Dtype | None,
     threads: int | None,
+    isa: str | None,
 ) -> Engine | None:
-    """Return the native engine, or None if torch is wanted, or is all there is."""
-    if wanted == "torch" or (wanted is None and device != "cpu"):
-        return None
+    """Return the native engine, or None if it is not there and need not be."""
     if wanted not in (None, "native"):
         raise UsageError(f"engine = {wanted!r}: it must be 'native' or 'torch'")
     if device != "cpu":
@@ -316,7 +321,9 @@ def _native_engine(
             "or use engine 'torch'"
         ) from None
     stored: Dtype = "int8" if folder.storage == "int8" else "float32"
-    return NativeEngine(folder.config, folder.weights, dtype=dtype or stored, threads=threads)
+    return NativeEngine(
+        folder.config, folder.weights, dtype=dtype or stored, threads=threads, isa=isa
+    )
 
 
 def _torch_engine(folder: ModelFolder, device: str) -> Engine:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import sampling_from, standard_input
+from backgpt.cli.given import open_model, sampling_from, standard_input
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,11 +101,10 @@ def chat(
 def load_chat_model(model: str | None, device: str) -> "Model":
     """Load `model`, or the built-in chat model if none is named. Raises UsageError without it."""
     from backgpt import builtin
-    from backgpt.api import load
 
     if model is None and CHAT_MODEL not in builtin.names():
         raise UsageError(f"there is no built-in model {CHAT_MODEL!r} here: name one with --model")
-    return load(model or CHAT_MODEL, device=device)
+    return open_model(model or CHAT_MODEL, engine=None, device=device)
 
 
 def as_transcript(messages: "Sequence[Message]") -> str:

@@ -1,12 +1,33 @@
-"""What a user gives to more than one command: standard input, ways to sample."""
+"""What a user gives to more than one command: a model, standard input, ways to sample."""
 
+import os
 import sys
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from backgpt.errors import DataError
 
 if TYPE_CHECKING:
+    from backgpt.api import EngineName, Model
     from backgpt.sampling import Sampling
+
+ISA = "BACKGPT_ISA"  # names the instruction set of the native engine; for tests
+
+
+def open_model(
+    path: str | None, *, engine: "EngineName | None", device: str, **settings: Any
+) -> "Model":
+    """Load a model as `api.load` does, and say on standard error if it will be slow."""
+    from backgpt.api import load
+
+    if engine is None and device == "cpu" and find_spec("backgpt.engine._native") is None:
+        print(
+            "backgpt: this installation has no native engine (no C++ compiler was found), so the "
+            "model runs in torch, which is slower",
+            file=sys.stderr,
+        )
+    isa = os.environ.get(ISA) if engine != "torch" and device == "cpu" else None
+    return load(path, engine=engine, device=device, isa=isa, **settings)
 
 
 def standard_input() -> str:

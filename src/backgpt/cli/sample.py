@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import sampling_from, standard_input
+from backgpt.cli.given import open_model, sampling_from, standard_input
 from backgpt.cli.growing import show_growing
 from backgpt.errors import UsageError
 
@@ -103,9 +103,7 @@ def sample(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    from backgpt.api import load
-
-    loaded = load(
+    loaded = open_model(
         model, direction=direction, engine=engine, device=device, dtype=dtype, threads=threads
     )
     if prompt is not None:

@@ -5,7 +5,7 @@ The protocol speaks plain numpy arrays of ids in model order, so that an engine 
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from backgpt.order import IdArray
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Dtype = Literal["float32", "bfloat16", "int8", "int4"]
+"""What an engine may compute products in."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,67 @@
+#include "cache.hpp"
+
+#include <cstring>
+
+namespace backgpt {
+
+Cache::Cache(int n_layer, int n_kv_head, int head_dim, bool half)
+    : n_kv_head_(n_kv_head),
+      head_dim_(head_dim),
+      padded_dim_(static_cast<int>(round_up(head_dim, kBlock))),
+      half_(half) {
+  const size_t number = half ? sizeof(uint16_t) : sizeof(float);
+  keys_bytes_ = number * head_dim_ * kPage;
+  head_bytes_ = keys_bytes_ + number * padded_dim_ * kPage;
+  page_bytes_ = head_bytes_ * n_kv_head * n_layer;
+}
+
+Cache::Row& Cache::row(int number) {
+  if (number >= rows()) rows_.resize(number + 1);
+  return rows_[number];
+}
+
+void Cache::add_page(Row& row) {
+  if (unused_.empty()) {
+    unused_.push_back(std::make_shared<Buffer<uint8_t>>(page_bytes_));
+    ++pages_made_;
+  }
+  row.pages.reserve(row.pages.size() + 1);  // so that what follows cannot fail half-way
+  row.addresses.reserve(row.pages.size() + 1);
+  row.pages.push_back(std::move(unused_.back()));
+  row.addresses.push_back(row.pages.back()->data());
+  unused_.pop_back();
+}
+
+void Cache::reserve(int number, int length) {
+  Row& target = row(number);
+  while (static_cast<int>(target.pages.size()) * kPage < length) add_page(target);
+}
+
+void Cache::copy(int source, int target) {
+  release(target);
+  Row& to = row(target);
+  const Row& from = rows_[source];
+  const int full = from.length / kPage, left = from.length % kPage;
+  to.pages.assign(from.pages.begin(), from.pages.begin() + full);
+  to.addresses.assign(from.addresses.begin(), from.addresses.begin() + full);
+  if (left > 0) {
+    add_page(to);
+    std::memcpy(to.pages.back()->data(), from.pages[full]->data(), page_bytes_);
+  }
+  to.length = from.length;
+}
+
+void Cache::release(int number) {
+  Row& released = row(number);
+  for (Page& page : released.pages)
+    if (page.use_count() == 1) unused_.push_back(std::move(page));
+  released = Row{};
+}
+
+Memory Cache::memory(int number, int layer, int kv_head) const {
+  const size_t head = static_cast<size_t>(layer) * n_kv_head_ + kv_head;
+  return {rows_[number].addresses.data(), head * head_bytes_, head * head_bytes_ + keys_bytes_,
+          half_, head_dim_, padded_dim_};
+}
+
+}  // namespace backgpt

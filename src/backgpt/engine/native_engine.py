@@ -1,0 +1,266 @@
+"""The engine in C++: models on a CPU, without torch. Its sources are in `native/`.
+
+Takes weights as arrays, float or int8 rows with scales; gives numpy arrays. Importing it raises
+ImportError where the package was installed without a compiler.
+"""
+
+import heapq
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from backgpt.config import ModelConfig
+from backgpt.engine import Dtype, FloatArray, _native
+from backgpt.errors import CorruptFileError, UsageError
+from backgpt.order import IdArray
+from backgpt.quantize import SCALE
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Ids = npt.NDArray[np.int32]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def instruction_sets() -> list[str]:
+    """Return the names of what this processor can run, fastest first; the last is plain C++."""
+    return _native.instruction_sets()
+
+
+def available_threads() -> int:
+    """Return how many cores this process may use: its affinity, within the container's quota.
+
+    Two hardware threads of one core share what a product needs, so they count as one.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _quota()))
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of a model with one embedding, by Hugging Face name."""
+    width, feed, dim = config.n_embd, config.intermediate_size, config.head_dim
+    q_width, kv_width = config.n_head * dim, config.n_kv_head * dim
+    of_layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (width,),
+        "self_attn.q_norm": (dim,),
+        "self_attn.k_norm": (dim,),
+        "self_attn.q_proj": (q_width, width),
+        "self_attn.k_proj": (kv_width, width),
+        "self_attn.v_proj": (kv_width, width),
+        "self_attn.o_proj": (width, q_width),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (feed, width),
+        "mlp.up_proj": (feed, width),
+        "mlp.down_proj": (width, feed),
+    }
+    layers = {
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(config.n_layer)
+        for name, shape in of_layer.items()
+    }
+    return {EMBEDDING: (config.vocab_size, width), **layers, "model.norm.weight": (width,)}
+
+
+class NativeEngine:
+    """Implements `engine.Engine` on a CPU.
+
+    `weights` maps Hugging Face names to arrays; a matrix is float, (rows, columns), or int8 with
+    `name_scale`, (rows,) float32, so that w = q * scale. Without `lm_head.weight` the embeddings
+    are one. `dtype` is what products are computed in: int8 rows are taken as they are or rounded
+    from floats (by row), int4 is rounded in groups of 32. Keys and values are kept in bfloat16,
+    except with float32. `threads` is at most, and by default, `available_threads()`; `isa` is one
+    of `instruction_sets()`, by default the first.
+
+    Raises CorruptFileError if an array is missing, unknown or has another shape; UsageError for
+    an unknown dtype or instruction set.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Arrays,
+        *,
+        dtype: Dtype = "float32",
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        self.vocab_size = config.vocab_size
+        self.block_size = config.block_size
+        self.dtype = _one_of("dtype", dtype, list(get_args(Dtype)))
+        self.isa = _one_of("instruction set", isa, instruction_sets())
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads = {threads}: it must be 1 or more")
+        self.threads = min(threads or available_threads(), available_threads())
+        self._model = _native.Model(
+            config.model_dump(),
+            _fitting(config, weights),
+            dtype=self.dtype,
+            isa=self.isa,
+            threads=self.threads,
+        )
+        self._used: set[int] = set()
+        self._free: list[int] = []
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes of weights one token passes over."""
+        return self._model.weight_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """How many bytes keys and values hold now; it grows with what was read at one time."""
+        return self._model.cache_bytes
+
+    def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
+        """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
+        if copies < 1:
+            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        array = self._checked(ids, longest=self.block_size)
+        rows = [self._take() for _ in range(copies)]
+        try:
+            # A call for each block: between two of them Python can be interrupted.
+            for start in range(0, len(array), _native.MOST_TOKENS):
+                block = array[start : start + _native.MOST_TOKENS]
+                last = start + len(block) == len(array)
+                logits = self._model.read(np.full_like(block, rows[0]), block, int(last))
+            for row in rows[1:]:
+                self._model.copy(rows[0], row)
+        except BaseException:
+            self.release(rows)
+            raise
+        return rows, logits[0]
+
+    def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
+        """Append one id to each of `rows`; see `Engine.step`."""
+        if len(rows) != len(ids):
+            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        if not rows:
+            return np.zeros((0, self.vocab_size), dtype=np.float32)
+        if len(set(rows)) != len(rows):
+            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
+        for row in rows:
+            if row not in self._used:
+                raise UsageError(f"row {row} is not in use: prefill a prompt first")
+            if self._model.length(row) >= self.block_size:
+                raise UsageError(
+                    f"a row of {self.block_size + 1} ids is longer than "
+                    f"block_size = {self.block_size}: shorten it"
+                )
+        array = self._checked(np.asarray(ids), longest=len(ids))
+        row_array = np.asarray(rows, dtype=np.int32)
+        blocks = []
+        for start in range(0, len(array), _native.MOST_TOKENS):
+            part = slice(start, start + _native.MOST_TOKENS)
+            blocks.append(self._model.read(row_array[part], array[part], len(array[part])))
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Free `rows`; releasing a row that is not in use does nothing."""
+        for row in rows:
+            if row in self._used:
+                self._used.remove(row)
+                heapq.heappush(self._free, row)
+                self._model.release(row)
+
+    def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
+        """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
+        arrays = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]
+        if sum(len(ids) - 1 for ids in arrays) == 0:
+            return [np.zeros(0, dtype=np.float32) for _ in arrays]
+        rows = [self._take() for _ in arrays]
+        try:
+            pairs = list(zip(rows, arrays, strict=True))
+            row_of = np.concatenate([np.full(len(ids) - 1, row, np.int32) for row, ids in pairs])
+            inputs = np.concatenate([ids[:-1] for ids in arrays])
+            targets = np.concatenate([ids[1:] for ids in arrays])
+            scores: list[float] = []
+            for start in range(0, len(inputs), _native.MOST_TOKENS):
+                part = slice(start, start + _native.MOST_TOKENS)
+                scores += self._model.score(row_of[part], inputs[part], targets[part])
+        finally:
+            self.release(rows)
+        ends = np.cumsum([len(ids) - 1 for ids in arrays])
+        return np.split(np.asarray(scores, dtype=np.float32), ends[:-1])
+
+    def _checked(self, ids: IdArray, *, longest: int) -> Ids:
+        """Return `ids` as (T,) int32, refusing what the model cannot read."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0:
+            raise UsageError(f"ids of shape {array.shape} were given: give at least one id, 1-D")
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"ids of type {array.dtype} were given: give integers")
+        if array.size > longest:
+            raise UsageError(f"{array.size} ids do not fit into {longest}: shorten the text")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocab_size}")
+        return array.astype(np.int32)
+
+    def _take(self) -> int:
+        """Take the lowest free row."""
+        row = heapq.heappop(self._free) if self._free else len(self._used)
+        self._used.add(row)
+        return row
+
+
+def _one_of(what: str, value: str | None, known: list[str]) -> str:
+    if value is not None and value not in known:
+        raise UsageError(f"{what} {value!r} is not to be had here: choose {', '.join(known)}")
+    return known[0] if value is None else value
+
+
+def _fitting(config: ModelConfig, weights: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays as the extension takes them: contiguous float32, or int8 with scales."""
+    wanted = shapes(config)
+    if HEAD in weights:
+        wanted[HEAD] = wanted[EMBEDDING]
+    fitting: dict[str, npt.NDArray[Any]] = {}
+    for name, shape in wanted.items():
+        array = fitting[name] = _array(weights, name, shape)
+        if array.dtype == np.int8:
+            fitting[name + SCALE] = _array(weights, name + SCALE, shape[:1])
+    unknown = sorted(set(weights) - set(fitting))
+    if unknown:
+        raise _misfit(f"{unknown[0]} is not known")
+    return fitting
+
+
+def _array(weights: Arrays, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    if name not in weights:
+        raise _misfit(f"{name} is missing")
+    array = weights[name]
+    if array.shape != shape:
+        raise _misfit(f"{name} has shape {array.shape}, not {shape}")
+    if array.dtype == np.int8 and len(shape) == 2:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind != "f":
+        raise _misfit(f"{name} is {array.dtype}, not float32 or int8 rows")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _misfit(reason: str) -> CorruptFileError:
+    return CorruptFileError(f"the weights do not fit the model's shape: {reason}")
+
+
+def _siblings(cpu: int) -> str:
+    """Return the hardware threads that share a core with `cpu`, as the system writes them."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """Return how many whole cores the control group grants, at least 1; many if it sets none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16

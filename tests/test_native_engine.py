@@ -1,0 +1,411 @@
+"""The native engine: the same numbers as torch, in every dtype, on every instruction set."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from backgpt.config import PRESETS, ModelConfig, preset
+from backgpt.engine.torch_engine import TorchEngine
+from backgpt.errors import CorruptFileError, UsageError
+from backgpt.model import Transformer
+
+native_engine = pytest.importorskip("backgpt.engine.native_engine", exc_type=ImportError)
+NativeEngine = native_engine.NativeEngine
+instruction_sets = native_engine.instruction_sets
+DTYPES: list[str] = list(get_args(native_engine.Dtype))
+Arrays = dict[str, npt.NDArray[Any]]
+
+SMALL = ModelConfig(
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=64,
+    vocab_size=96,
+    block_size=256,
+    intermediate_size=96,
+    head_dim=16,
+)
+ODD_SHAPES = {
+    "nothing is a multiple of 32": dict(n_embd=100, vocab_size=4099, intermediate_size=97),
+    "one key head for all": dict(n_head=6, n_kv_head=1),
+    "a key head for each": dict(n_head=3, n_kv_head=3),
+    "the narrowest heads": dict(head_dim=2),
+    "heads wider than two blocks": dict(head_dim=66),
+    "heads wider than the stream": dict(n_embd=8, head_dim=64),
+    "one of everything": dict(
+        n_layer=1, n_head=1, n_kv_head=1, n_embd=1, vocab_size=1, intermediate_size=1
+    ),
+}
+
+
+def changed(config: ModelConfig, **fields: Any) -> ModelConfig:
+    return ModelConfig(**{**config.model_dump(), **fields})
+
+
+def random_weights(config: ModelConfig, *, std: float = 0.15) -> Arrays:
+    """Weights under which attention, norms and feed-forward all matter."""
+    generator = torch.Generator().manual_seed(1)
+    model = Transformer(config, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def torch_engine(config: ModelConfig, weights: Arrays) -> TorchEngine:
+    model = Transformer(config)
+    model.load_arrays(weights)
+    return TorchEngine(model)
+
+
+def some_ids(config: ModelConfig, length: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, length)
+
+
+def read(engine: Any, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logits after a prompt and after each of three steps, (4, V)."""
+    (row,), logits = engine.prefill(ids[:-3])
+    rows = [logits, *(engine.step([row], [int(new)])[0] for new in ids[-3:])]
+    engine.release([row])
+    return np.stack(rows)
+
+
+def relative_error(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def rounded(weights: Arrays, levels: int, *, group: int | None = None) -> Arrays:
+    """Round matrices to whole multiples of a scale by row or group; the largest is `levels`."""
+    result = {}
+    for name, array in weights.items():
+        result[name] = array
+        if array.ndim == 2:
+            width = group or array.shape[1]
+            parts = array.reshape(len(array), -1, width)
+            scale = np.abs(parts).max(-1, keepdims=True) / levels
+            scale = 2.0 ** np.round(np.log2(scale))  # exact in bfloat16
+            whole = np.clip(np.round(parts / scale), -levels, levels - 1)
+            whole[..., 0] = -levels  # so that the scale can be found again
+            result[name] = (whole * scale).reshape(array.shape).astype(np.float32)
+    return result
+
+
+def int8_rows(weights: Arrays) -> Arrays:
+    """The compact form of a model folder: int8 matrices with the scales of their rows."""
+    result: Arrays = {}
+    for name, array in weights.items():
+        result[name] = array
+        if array.ndim == 2:
+            scale = np.abs(array).max(1) / 100  # not what rounding anew would choose
+            result[name] = np.round(array / scale[:, None]).astype(np.int8)
+            result[name + "_scale"] = scale.astype(np.float32)
+    return result
+
+
+def floats(weights: Arrays) -> Arrays:
+    return {
+        name: array * weights[name + "_scale"][:, None] if array.dtype == np.int8 else array
+        for name, array in weights.items()
+        if not name.endswith("_scale")
+    }
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("name", PRESETS)
+def test_float32_logits_are_torchs_for_every_preset(name: str, isa: str) -> None:
+    config = preset(name, n_layer=2)
+    weights = random_weights(config, std=0.02)
+    ids = some_ids(config, 40)
+    expected = read(torch_engine(config, weights), ids)
+    np.testing.assert_allclose(
+        read(NativeEngine(config, weights, isa=isa), ids), expected, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+def test_odd_shapes_are_right_on_every_instruction_set(shape: str, isa: str) -> None:
+    config = changed(SMALL, **ODD_SHAPES[shape])
+    weights = random_weights(config)
+    ids = some_ids(config, 140)  # more than one block, more than two pages
+    expected = read(torch_engine(config, weights), ids)
+    for threads in (1, 2):
+        engine = NativeEngine(config, weights, isa=isa, threads=threads)
+        np.testing.assert_allclose(read(engine, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(
+    ("dtype", "levels", "group", "tolerance"),
+    [("bfloat16", 128, None, 0.02), ("int8", 127, None, 0.05), ("int4", 8, 32, 0.05)],
+)
+def test_weights_that_a_dtype_holds_exactly_give_nearly_torchs_logits(
+    dtype: str, levels: int, group: int | None, tolerance: float, isa: str
+) -> None:
+    weights = rounded(random_weights(SMALL), levels, group=group)
+    ids = some_ids(SMALL, 140)
+    expected = read(torch_engine(SMALL, weights), ids)
+    found = read(NativeEngine(SMALL, weights, dtype=dtype, isa=isa), ids)
+    assert relative_error(found, expected) < tolerance  # what is left is the rounding of inputs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_instruction_sets_agree(dtype: str) -> None:
+    config = changed(SMALL, **ODD_SHAPES["nothing is a multiple of 32"])
+    weights = random_weights(config)
+    ids = some_ids(config, 140)
+    found = [
+        read(NativeEngine(config, weights, dtype=dtype, isa=i), ids) for i in instruction_sets()
+    ]
+    for other in found[:-1]:
+        assert relative_error(other, found[-1]) < (1e-5 if dtype == "float32" else 0.03)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_rows_are_taken_as_they_are(dtype: str) -> None:
+    compact = int8_rows(random_weights(SMALL))
+    ids = some_ids(SMALL, 30)
+    expected = read(torch_engine(SMALL, floats(compact)), ids)
+    found = read(NativeEngine(SMALL, compact, dtype=dtype), ids)
+    limits = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.05, "int4": 0.5}
+    assert relative_error(found, expected) < limits[dtype]
+    if dtype == "int8":
+        compact["model.layers.0.mlp.up_proj.weight_scale"][3] *= 4
+        assert relative_error(read(NativeEngine(SMALL, compact, dtype=dtype), ids), found) > 1e-4
+
+
+def test_an_output_embedding_of_its_own_is_used() -> None:
+    weights = random_weights(SMALL)
+    tied = read(NativeEngine(SMALL, weights), some_ids(SMALL, 9))
+    own = {**weights, "lm_head.weight": 2 * weights["model.embed_tokens.weight"]}
+    np.testing.assert_allclose(
+        read(NativeEngine(SMALL, own), some_ids(SMALL, 9)), 2 * tied, rtol=1e-5, atol=1e-5
+    )
+    same = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
+    np.testing.assert_array_equal(read(NativeEngine(SMALL, same), some_ids(SMALL, 9)), tied)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_together_get_what_each_gets_alone(dtype: str, isa: str) -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL), dtype=dtype, isa=isa)
+    prompts = [some_ids(SMALL, length, seed=length) for length in range(3, 150, 8)]
+    rows = [engine.prefill(ids)[0][0] for ids in prompts]
+    steps = [[number % SMALL.vocab_size for number in range(len(rows))] for _ in range(3)]
+    together = np.stack([engine.step(rows, ids) for ids in steps], axis=1)
+    engine.release(rows)
+    for number, ids in enumerate(prompts):
+        (row,), _ = engine.prefill(ids)
+        alone = np.stack([engine.step([row], [new[number]])[0] for new in steps])
+        engine.release([row])
+        error = relative_error(together[number], alone)
+        assert error < (1e-5 if dtype == "float32" else 0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_pass_and_many_steps_give_the_same_log_probabilities(dtype: str) -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL), dtype=dtype)
+    texts = [some_ids(SMALL, length, seed=length) for length in (150, 2, 77, 1, 256)]
+    for ids, scores in zip(texts, engine.score(texts), strict=True):
+        (row,), logits = engine.prefill(ids[:1])
+        for new, score in zip(ids[1:], scores, strict=True):
+            wide = logits.astype(np.float64)
+            assert wide[new] - np.logaddexp.reduce(wide) == pytest.approx(score, abs=0.05)
+            logits = engine.step([row], [int(new)])[0]
+        engine.release([row])
+
+
+def test_greedy_choices_are_torchs_for_50_prompts_of_200_ids() -> None:
+    weights = random_weights(SMALL)
+    prompts = [some_ids(SMALL, 1 + number, seed=number) for number in range(50)]
+    chosen = []
+    for engine in (torch_engine(SMALL, weights), NativeEngine(SMALL, weights)):
+        rows, best = [], []
+        for ids in prompts:
+            (row,), logits = engine.prefill(ids)
+            rows.append(row)
+            best.append(int(logits.argmax()))
+        texts = [best]
+        for _ in range(199):
+            best = [int(i) for i in engine.step(rows, best).argmax(1)]
+            texts.append(best)
+        chosen.append(texts)
+    assert chosen[0] == chosen[1]
+
+
+def test_numbers_that_are_none_are_not_hidden() -> None:
+    weights = random_weights(SMALL)
+    weights["model.layers.1.input_layernorm.weight"][5] = np.nan
+    for isa in instruction_sets():
+        _, logits = NativeEngine(SMALL, weights, isa=isa).prefill(some_ids(SMALL, 4))
+        assert np.isnan(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("model.norm.weight", None, "model.norm.weight is missing"),
+        ("model.norm.weight", np.ones(63, np.float32), r"has shape \(63,\), not \(64,\)"),
+        (
+            "model.layers.1.mlp.down_proj.weight",
+            np.ones((96, 64), np.float32),
+            r"has shape \(96, 64\), not \(64, 96\)",
+        ),
+        ("model.norm.weight", np.ones(64, np.int8), "is int8, not float32"),
+        ("model.embed_tokens.weight", np.ones((96, 64), np.int32), "is int32, not float32"),
+        ("model.embed_tokens.weight", np.ones((96, 64), np.int8), "weight_scale is missing"),
+        ("lm_head.weight", np.ones((95, 64), np.float32), r"\(95, 64\), not \(96, 64\)"),
+        ("model.layers.2.mlp.up_proj.weight", np.ones(1, np.float32), "is not known"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_by_name(
+    name: str, array: npt.NDArray[Any] | None, message: str
+) -> None:
+    weights = random_weights(SMALL)
+    weights.pop(name, None)
+    if array is not None:
+        weights[name] = array
+    with pytest.raises(CorruptFileError, match=message) as caught:
+        NativeEngine(SMALL, weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_scales_are_refused() -> None:
+    weights = int8_rows(random_weights(SMALL))
+    weights["model.embed_tokens.weight_scale"] = weights["model.embed_tokens.weight_scale"][:-1]
+    with pytest.raises(CorruptFileError, match=r"weight_scale has shape \(95,\), not \(96,\)"):
+        NativeEngine(SMALL, weights, dtype="int8")
+
+
+def test_the_extension_itself_refuses_what_would_read_out_of_bounds() -> None:
+    native = native_engine._native
+    weights = random_weights(SMALL)
+    keywords: Any = dict(dtype="float32", isa="plain", threads=1)
+    short = {**weights, "model.norm.weight": weights["model.norm.weight"][:-1]}
+    with pytest.raises(ValueError, match="another shape"):
+        native.Model(SMALL.model_dump(), short, **keywords)
+    model = native.Model(SMALL.model_dump(), weights, **keywords)
+    zero, one = np.zeros(1, np.int32), np.ones(1, np.int32)
+    for rows, ids, wanted in [
+        (-one, zero, 1),
+        (zero, -one, 1),
+        (zero, one * 96, 1),
+        (zero, zero, 2),
+        (np.zeros(2, np.int32), zero, 1),
+        (np.zeros(129, np.int32), np.zeros(129, np.int32), 1),
+    ]:
+        with pytest.raises(ValueError, match=r"."):
+            model.read(rows, ids, wanted)
+    with pytest.raises(ValueError, match="no such row"):
+        model.release(0)
+    with pytest.raises(ValueError, match="target"):
+        model.score(zero, zero, one * 96)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (dict(dtype="float16"), "dtype 'float16' is not to be had here: choose float32"),
+        (dict(isa="sse"), "instruction set 'sse' is not to be had here"),
+        (dict(threads=0), "threads = 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(keywords: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        NativeEngine(SMALL, random_weights(SMALL), **keywords)
+
+
+def test_memory_of_the_cache_grows_with_use_and_is_used_again() -> None:
+    config = changed(SMALL, block_size=65_536)
+    engine = NativeEngine(config, random_weights(config))
+    assert engine.cache_bytes == 0
+    rows, _ = engine.prefill(some_ids(config, 200))
+    page = engine.cache_bytes // 4
+    assert page == 2 * 2 * (16 + 32) * 64 * 4  # layers, key heads, keys and padded values, floats
+    copies, _ = engine.prefill(some_ids(config, 200), copies=10)
+    assert engine.cache_bytes == (4 + 4 + 9) * page  # copies share the pages that are full
+    engine.release(rows)
+    engine.release(copies)
+    before = engine.cache_bytes
+    engine.prefill(some_ids(config, 200), copies=10)
+    assert engine.cache_bytes == before
+
+
+def test_an_interrupted_prefill_frees_its_rows() -> None:
+    config = changed(SMALL, block_size=65_536, n_embd=256)
+    engine = NativeEngine(config, random_weights(config), isa="plain", threads=1)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.prefill(some_ids(config, 60_000))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    (row,), logits = engine.prefill(some_ids(config, 5))
+    assert row == 0
+    np.testing.assert_array_equal(
+        logits,
+        NativeEngine(config, random_weights(config), isa="plain").prefill(some_ids(config, 5))[1],
+    )
+
+
+def tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_thousand_loads_and_frees_leave_nothing_behind() -> None:
+    weights = random_weights(SMALL)
+    ids = some_ids(SMALL, 20)
+
+    def load_and_free() -> None:
+        NativeEngine(SMALL, weights, dtype="int8", threads=2).prefill(ids)
+
+    before_threads = tasks()
+    for _ in range(50):
+        load_and_free()
+    before = resident_bytes()
+    for _ in range(1000):
+        load_and_free()
+    assert tasks() == before_threads
+    assert resident_bytes() - before < 4_000_000
+
+
+def test_a_program_that_never_frees_its_engine_ends_quietly_and_loads_no_torch() -> None:
+    program = """
+import sys
+import numpy as np
+from backgpt.config import ModelConfig
+from backgpt.engine.native_engine import NativeEngine, shapes
+config = ModelConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, vocab_size=40, block_size=32,
+                     intermediate_size=32)
+weights = {name: np.ones(shape, np.float32) for name, shape in shapes(config).items()}
+engine = sys.engine = NativeEngine(config, weights, threads=2)
+print(engine.prefill(np.arange(5))[1].shape, "torch" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == "(40,) False\n"
+    assert result.stderr == ""
