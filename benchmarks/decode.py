@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.config import ModelConfig, preset
+from backgpt.shape import ModelConfig, preset
 
 PROMPT, STORY, LONG_PROMPT = 8, 200, 512  # ids
 WIDE_STEPS = 100  # steps of a batch

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from backgpt import kernels
-from backgpt.config import ModelConfig, TrainConfig, preset
+from backgpt.config import TrainConfig
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer, clip_gradients
+from backgpt.shape import ModelConfig, preset
 
 Times = dict[str, float]
 """Seconds by part of a step; `total` is always there."""

@@ -11,7 +11,7 @@ import backgpt
 
 ROOT = Path(backgpt.__file__).parent
 FLOORS = {
-    0: {"errors", "config", "order", "files", "manifest"},
+    0: {"errors", "shape", "messages", "config", "order", "files", "manifest"},
     1: {
         "tokenizer",
         "hints",
@@ -143,6 +143,11 @@ def test_help_loads_neither_torch_nor_pydantic_nor_numpy() -> None:
         "tokenizers",
     )
     assert not loaded
+
+
+def test_running_a_model_loads_nothing_that_reads_settings_or_downloads() -> None:
+    suspects = ("torch", "pydantic", "urllib.request", "importlib.metadata")
+    assert not loaded_by("import backgpt.api", *suspects)
 
 
 def test_preparing_and_the_text_side_of_generation_load_no_torch() -> None:

@@ -17,10 +17,11 @@ from backgpt.builtin import describe, find, names
 from backgpt.card import CARD, README, Card, read_card
 from backgpt.checkpoint import ModelFolder, read_model, save_model
 from backgpt.cli import main
-from backgpt.config import ModelConfig, TrainConfig
+from backgpt.config import TrainConfig
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
 from backgpt.manifest import verify
 from backgpt.model import Transformer
+from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
 

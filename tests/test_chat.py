@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from backgpt.chat import LEAST_GIVEN, Exchange, Template
-from backgpt.datasets import Conversation, Message
+from backgpt.datasets import Conversation
 from backgpt.errors import DataError, UsageError
 from backgpt.language import Language
+from backgpt.messages import Message
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 

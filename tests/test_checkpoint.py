@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from backgpt.checkpoint import (
     thin,
     write_model,
 )
-from backgpt.config import ModelConfig
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.manifest import MANIFEST, verify
 from backgpt.quantize import SCALE, dequantized, quantized
+from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
 CONFIG_OF_MODEL = ModelConfig(
@@ -77,7 +78,7 @@ def test_a_model_folder_comes_back_as_it_was_written(model: ModelFolder, folder:
 
 
 def test_every_dimension_has_a_hugging_face_name(folder: Path) -> None:
-    assert set(HUGGING_FACE_NAMES) == set(ModelConfig.model_fields)
+    assert set(HUGGING_FACE_NAMES) == {field.name for field in fields(ModelConfig)}
     written = json.loads((folder / CONFIG).read_text())
     for ours, theirs in HUGGING_FACE_NAMES.items():
         assert written[theirs] == getattr(CONFIG_OF_MODEL, ours)

@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backgpt.config import (
-    PRESETS,
-    ModelConfig,
-    TrainConfig,
-    build,
-    preset,
-    read_toml,
-    to_toml,
-)
+from backgpt.config import TrainConfig, build, read_toml, to_toml
 from backgpt.errors import ConfigError
+from backgpt.shape import PRESETS, ModelConfig, preset
 
 
 def settings(**values: object) -> TrainConfig:

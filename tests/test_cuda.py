@@ -19,13 +19,14 @@ from torch._dynamo.utils import counters
 from backgpt import kernels
 from backgpt.batches import IGNORE, Ahead, Batch
 from backgpt.checkpoint import checkpoints, read_checkpoint
-from backgpt.config import ModelConfig, TrainConfig, build, preset
+from backgpt.config import TrainConfig, build
 from backgpt.devices import autocast, compiler, on_device
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import StoppedError
 from backgpt.model import Transformer
 from backgpt.optim import build_optimizer, clip_gradients, muon_update
 from backgpt.run_folder import read_metrics
+from backgpt.shape import ModelConfig, preset
 from backgpt.train import train
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

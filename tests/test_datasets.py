@@ -17,7 +17,6 @@ import pytest
 from backgpt.datasets import (
     Conversation,
     HubFile,
-    Message,
     Tally,
     fetch,
     files,
@@ -34,6 +33,7 @@ from backgpt.errors import (
     DataError,
     MissingExtraError,
 )
+from backgpt.messages import Message
 
 STORIES = ["One day\nthere was a cat.\n\nThe end.", "Ünï — 猫 🐈", "Third."]
 

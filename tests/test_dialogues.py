@@ -9,10 +9,11 @@ import pytest
 import backgpt
 from backgpt.batches import IGNORE
 from backgpt.config import TrainConfig, build
-from backgpt.datasets import Conversation, Message
+from backgpt.datasets import Conversation
 from backgpt.dialogues import Dialogues
 from backgpt.errors import ConfigError, DataError
 from backgpt.language import Language
+from backgpt.messages import Message
 from backgpt.run_folder import read_metrics
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train

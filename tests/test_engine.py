@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import backgpt.engine
-from backgpt.config import ModelConfig
 from backgpt.engine import Engine
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
 from backgpt.model import Transformer
+from backgpt.shape import ModelConfig
 
 VOCAB, BLOCK = 61, 32
 

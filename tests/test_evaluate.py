@@ -14,7 +14,6 @@ import backgpt
 from backgpt.api import Model
 from backgpt.card import Measures, read_as
 from backgpt.checkpoint import ModelFolder, save_model
-from backgpt.config import ModelConfig
 from backgpt.errors import DataError
 from backgpt.evaluate import (
     FIXED_ENDINGS,
@@ -33,6 +32,7 @@ from backgpt.evaluate import (
 )
 from backgpt.hints import Hints, words_of
 from backgpt.model import Transformer
+from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "measure_builtin.py"

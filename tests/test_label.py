@@ -15,7 +15,7 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import Template
-from backgpt.config import TrainConfig, preset
+from backgpt.config import TrainConfig
 from backgpt.datasets import Document, read_conversations
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
@@ -24,6 +24,7 @@ from backgpt.label import ANY_QUESTION, LabelSettings, LabelState, label
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import Direction, IdArray
+from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from backgpt.train import train
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from backgpt import kernels
-from backgpt.config import ModelConfig
 from backgpt.errors import UsageError
 from backgpt.model import IGNORE, Cache, Transformer
+from backgpt.shape import ModelConfig
 
 
 def shape(**overrides: int) -> ModelConfig:
@@ -21,7 +21,7 @@ def shape(**overrides: int) -> ModelConfig:
         intermediate_size=80,
         head_dim=16,
     )
-    return ModelConfig.model_validate({**fields, **overrides})
+    return ModelConfig(**{**fields, **overrides})
 
 
 def lively(config: ModelConfig, **options: float) -> Transformer:

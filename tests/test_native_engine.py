@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -13,10 +14,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from backgpt.config import PRESETS, ModelConfig, preset
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.model import Transformer
+from backgpt.shape import PRESETS, ModelConfig, preset
 
 native_engine = pytest.importorskip("backgpt.engine.native_engine", exc_type=ImportError)
 NativeEngine = native_engine.NativeEngine
@@ -48,7 +49,7 @@ ODD_SHAPES = {
 
 
 def changed(config: ModelConfig, **fields: Any) -> ModelConfig:
-    return ModelConfig(**{**config.model_dump(), **fields})
+    return replace(config, **fields)
 
 
 def random_weights(config: ModelConfig, *, std: float = 0.15) -> Arrays:
@@ -295,8 +296,8 @@ def test_the_extension_itself_refuses_what_would_read_out_of_bounds() -> None:
     keywords: Any = dict(dtype="float32", isa="plain", threads=1)
     short = {**weights, "model.norm.weight": weights["model.norm.weight"][:-1]}
     with pytest.raises(ValueError, match="another shape"):
-        native.Model(SMALL.model_dump(), short, **keywords)
-    model = native.Model(SMALL.model_dump(), weights, **keywords)
+        native.Model(asdict(SMALL), short, **keywords)
+    model = native.Model(asdict(SMALL), weights, **keywords)
     zero, one = np.zeros(1, np.int32), np.ones(1, np.int32)
     for rows, ids, wanted in [
         (-one, zero, 1),
@@ -396,7 +397,7 @@ def test_a_program_that_never_frees_its_engine_ends_quietly_and_loads_no_torch()
     program = """
 import sys
 import numpy as np
-from backgpt.config import ModelConfig
+from backgpt.shape import ModelConfig
 from backgpt.engine.native_engine import NativeEngine, shapes
 config = ModelConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, vocab_size=40, block_size=32,
                      intermediate_size=32)

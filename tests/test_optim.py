@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backgpt.config import ModelConfig, TrainConfig
+from backgpt.config import TrainConfig
 from backgpt.errors import CorruptFileError
 from backgpt.model import Transformer
 from backgpt.optim import (
@@ -18,6 +18,7 @@ from backgpt.optim import (
     orthogonalize,
     schedule,
 )
+from backgpt.shape import ModelConfig
 
 
 def settings(**overrides: Any) -> TrainConfig:

@@ -9,7 +9,6 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import Template
-from backgpt.config import preset
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
@@ -17,6 +16,7 @@ from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import IdArray, Unit
 from backgpt.sampling import Sampling
+from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 FREE = Sampling(temperature=1.0, min_p=0.0)

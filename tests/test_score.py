@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from backgpt.config import ModelConfig
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.sampling import logprob_of
 from backgpt.score import bits_per_byte, score_texts, score_written
+from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
 TEXTS = ["The end.", "Once there was a fox.\nIt ran.", "", "é 😀", "word " * 60]

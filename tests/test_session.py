@@ -11,17 +11,18 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import MODES, Mode, Template
-from backgpt.config import preset
-from backgpt.datasets import Message, read_conversations
+from backgpt.datasets import read_conversations
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.language import Language
+from backgpt.messages import Message
 from backgpt.model import Transformer
 from backgpt.order import Direction, IdArray, Unit
 from backgpt.rewind import Piece
 from backgpt.sampling import Sampling
 from backgpt.session import Session
+from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 FREE = Sampling(temperature=1.0, min_p=0.0)

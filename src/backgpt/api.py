@@ -16,18 +16,18 @@ from typing import Literal
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
 from backgpt.checkpoint import ModelFolder, read_model
-from backgpt.config import ModelConfig
-from backgpt.datasets.records import Message, Role
 from backgpt.engine import Dtype, Engine
 from backgpt.errors import MissingExtraError, UsageError
 from backgpt.generate import Text, collect, in_model_order, pieces
 from backgpt.hints import Hints, Length
 from backgpt.language import Language, Prompt
+from backgpt.messages import Message, Role
 from backgpt.order import Direction, Unit
 from backgpt.quantize import dequantized
 from backgpt.rewind import Transcript, rewind
 from backgpt.sampling import Sampling
 from backgpt.score import Score, score_texts
+from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
 EngineName = Literal["native", "torch"]

@@ -8,13 +8,16 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backgpt.card import CARD, Card, read_card
 from backgpt.checkpoint import CONFIG, OPTIMIZER, model_folder, read_model
-from backgpt.config import ModelConfig
 from backgpt.errors import DataError
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Storage, count_parameters
+
+if TYPE_CHECKING:
+    from backgpt.card import Card
+from backgpt.shape import ModelConfig
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT = "stories"
@@ -36,7 +39,7 @@ class ModelInfo:
     storage: Storage
     n_parameters: int
     size_bytes: int
-    card: Card | None
+    card: "Card | None"
 
 
 def names(models: Path | None = None) -> list[str]:
@@ -72,6 +75,8 @@ def find(model: str | PathLike[str] | None = None, *, models: Path | None = None
 
 def describe(model: str | PathLike[str] | None = None, *, models: Path | None = None) -> ModelInfo:
     """Return what is known about `model`, verified. Raises as `find` and `read_model`."""
+    from backgpt.card import CARD, read_card
+
     folder = model_folder(find(model, models=models))
     read = read_model(folder, dequantize=False)
     return ModelInfo(

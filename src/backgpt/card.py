@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from backgpt.config import AnySettings, ModelConfig, Settings, build
+from backgpt.config import AnySettings, Settings, build
 from backgpt.errors import ConfigError, CorruptFileError, DataError
 from backgpt.hints import Kind
 from backgpt.order import Direction, Directions, Unit
 from backgpt.quantize import Storage
+from backgpt.shape import ModelConfig
 
 CARD, README = "card.json", "README.md"
 

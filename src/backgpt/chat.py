@@ -21,15 +21,18 @@ are about may stand in front of all as a hint, or be part of the question.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from backgpt.datasets.records import ROLES, Conversation, Message, Role
 from backgpt.errors import UsageError
 from backgpt.hints import Kind
 from backgpt.language import Language, Prompt, Stops
+from backgpt.messages import ROLES, Message, Role
 from backgpt.order import IdArray, ModelIds, ReadingIds
+
+if TYPE_CHECKING:
+    from backgpt.datasets.records import Conversation
 
 Mode = Literal["ask", "rewind", "reply"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -112,7 +115,7 @@ class Template:
             for first, stop in pairwise([*starts, len(reading)])
         ]
 
-    def exchanges(self, conversation: Conversation, *, most: int) -> Iterator[Exchange | None]:
+    def exchanges(self, conversation: "Conversation", *, most: int) -> Iterator[Exchange | None]:
         """Yield the training rows of a conversation, each of at most `most` ids, None if too long.
 
         Every message but the one that is met first is written; a conversation with a context

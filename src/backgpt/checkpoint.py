@@ -17,14 +17,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from backgpt.card import README, short_card
-from backgpt.config import ModelConfig, build
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_synced, write_whole
 from backgpt.language import Language
 from backgpt.manifest import MANIFEST, read_json, verify, whole_folder, write_json
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Arrays, Storage, check, count_parameters, dequantized, quantized
+from backgpt.shape import ModelConfig, shape_from
 from backgpt.tokenizer import END, PAD, START, Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -121,7 +120,7 @@ def read_model(path: Path, *, dequantize: bool = True) -> ModelFolder:
         raise CorruptFileError(f"{folder / CONFIG} has no {missing[0]!r}: copy the folder again")
     shape = {ours: values[theirs] for ours, theirs in HUGGING_FACE_NAMES.items()}
     return ModelFolder(
-        config=build(ModelConfig, shape, origin=str(folder / CONFIG)),
+        config=shape_from(shape, origin=str(folder / CONFIG)),
         direction=values["direction"],
         unit=values["unit"],
         tokenizer=tokenizer,
@@ -141,6 +140,8 @@ def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32
     model.tokenizer.save(folder / TOKENIZER)
     for name, values in _json_files(model, storage).items():
         write_json(folder / name, values)
+    from backgpt.card import README, short_card  # reads and checks more than running needs
+
     card = short_card(
         model.config, model.direction, model.unit, n_parameters=count_parameters(model.weights)
     )

@@ -1,10 +1,9 @@
-"""Frozen settings: the model's shape, a training run, presets, TOML.
+"""Frozen settings: a training run, TOML.
 
 Takes dictionaries and TOML files; gives validated, immutable objects.
 An unknown key is an error that names the closest known one.
 """
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,64 +20,13 @@ from pydantic import (
 
 from backgpt.errors import ConfigError
 from backgpt.order import Directions, Unit
-
-MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
+from backgpt.shape import ModelConfig, did_you_mean, preset
 
 
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(Settings):
-    """The shape of a transformer in the Qwen3 family.
-
-    Names are this project's; `checkpoint` holds the one table to Hugging Face's names.
-    """
-
-    n_layer: int = Field(ge=1)
-    n_head: int = Field(ge=1)
-    n_kv_head: int = Field(ge=1)
-    n_embd: int = Field(ge=1)
-    vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
-    block_size: int = Field(ge=2)
-    intermediate_size: int = Field(ge=1)
-    head_dim: int = Field(default=64, ge=2)
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    norm_eps: float = Field(default=1e-6, gt=0)
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim} is odd; rotary needs pairs")
-        return self
-
-
-_SHAPES: dict[str, dict[str, int]] = {
-    "nano": dict(n_layer=4, n_head=4, n_embd=256, block_size=256, intermediate_size=704),
-    "seed": dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, intermediate_size=1408),
-    "small": dict(n_layer=10, n_head=10, n_embd=640, block_size=1024, intermediate_size=1728),
-    "base": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, intermediate_size=2048),
-}
-PRESETS: dict[str, int] = {"nano": 2048, "seed": 4096, "small": 8192, "base": 16384}
-"""Preset name -> the vocabulary size it is meant for (about 4M, 27M, 55M and 97M parameters)."""
-
-
-def preset(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-    """Return the shape called `name`, with `vocab_size` and any field replaced.
-
-    Raises ConfigError for an unknown preset or a field outside its range.
-    """
-    if name not in _SHAPES:
-        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(_SHAPES)}")
-    fields: dict[str, Any] = {**_SHAPES[name], "vocab_size": vocab_size or PRESETS[name]}
-    fields["n_kv_head"] = overrides.get("n_kv_head", overrides.get("n_head", fields["n_head"]))
-    return build(ModelConfig, {**fields, **overrides}, origin=f"preset {name!r}")
 
 
 class TrainConfig(Settings):
@@ -175,7 +123,9 @@ def build(kind: type[AnySettings], values: Mapping[str, Any], *, origin: str) ->
     """
     for key in values:
         if key not in kind.model_fields:
-            raise ConfigError(f"{origin}: unknown key {key!r}{_did_you_mean(key, kind)}")
+            raise ConfigError(
+                f"{origin}: unknown key {key!r}{did_you_mean(key, kind.model_fields)}"
+            )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -224,8 +174,3 @@ def _toml_value(value: Any) -> str:
 def _toml_string(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
-
-
-def _did_you_mean(key: str, kind: type[Settings]) -> str:
-    close = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -24,11 +24,12 @@ from backgpt.api import Model
 from backgpt.card import read_as
 from backgpt.chat import Template
 from backgpt.config import Settings
-from backgpt.datasets.records import Document, Message
+from backgpt.datasets.records import Document
 from backgpt.engine import Engine
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, UsageError
 from backgpt.files import write_whole
 from backgpt.generate import Text, collect_all
+from backgpt.messages import Message
 from backgpt.order import ModelIds
 from backgpt.sampling import Sampling
 from backgpt.score import score_written

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backgpt import kernels
-from backgpt.config import ModelConfig
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.kernels import IGNORE
+from backgpt.shape import ModelConfig
 
 __all__ = ["IGNORE", "Cache", "Transformer"]
 

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from backgpt.config import MAX_VOCAB_SIZE
 from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
@@ -37,6 +36,7 @@ from backgpt.parts import (
     no_training_text,
     shard_name,
 )
+from backgpt.shape import MAX_VOCAB_SIZE
 from backgpt.shards import TOKENIZER_FILE, open_dataset
 from backgpt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 

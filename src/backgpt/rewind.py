@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from backgpt.chat import Template
-from backgpt.datasets.records import Message, Role
 from backgpt.engine import Engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, pieces
+from backgpt.messages import Message, Role
 from backgpt.order import ModelIds
 from backgpt.sampling import Sampling
 

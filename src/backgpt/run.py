@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -309,7 +309,7 @@ class Run:
                 f"{self.config.init} has another tokenizer than {self.config.data}: prepare the "
                 "data with that model's tokenizer.json (--tokenizer)"
             )
-        for name, value in self.shape:
+        for name, value in asdict(self.shape).items():
             if name != "block_size" and getattr(model.config, name) != value:
                 raise ConfigError(
                     f"{self.config.init} has {name} = {getattr(model.config, name)}, this run "

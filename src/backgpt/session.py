@@ -20,10 +20,10 @@ import numpy as np
 
 from backgpt.api import Model
 from backgpt.chat import MODES, Mode, Template
-from backgpt.datasets.records import ROLES, Message, Role
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
+from backgpt.messages import ROLES, Message, Role
 from backgpt.order import IdArray, ModelIds
 from backgpt.rewind import Piece, going_back, spoken
 from backgpt.sampling import Sampling

@@ -13,9 +13,9 @@ from typing import Literal
 from backgpt.card import read_as
 from backgpt.chat import Mode
 from backgpt.config import Settings
-from backgpt.datasets.records import Role
 from backgpt.errors import ConfigError, CorruptFileError
 from backgpt.files import write_whole
+from backgpt.messages import Role
 from backgpt.order import Unit
 
 

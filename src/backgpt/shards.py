@@ -34,10 +34,10 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from backgpt.config import MAX_VOCAB_SIZE
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
 from backgpt.files import sync_folder
 from backgpt.order import ReadingIds
+from backgpt.shape import MAX_VOCAB_SIZE
 from backgpt.tokenizer import Tokenizer
 
 MAGIC = b"BACKGPT\0"

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from backgpt.config import MAX_VOCAB_SIZE
 from backgpt.errors import ConfigError, CorruptFileError, DataError
 from backgpt.files import write_whole
 from backgpt.order import Direction, Order, ReadingIds, Unit
+from backgpt.shape import MAX_VOCAB_SIZE
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
 SPECIAL_TOKENS = (

@@ -11,11 +11,13 @@ from backgpt.batches import Rows, Windows
 from backgpt.builtin import find
 from backgpt.chat import Template
 from backgpt.checkpoint import read_model
-from backgpt.config import ModelConfig, TrainConfig
-from backgpt.datasets import Conversation, Message, Tally, find_source, read_conversations
+from backgpt.config import TrainConfig
+from backgpt.datasets import Conversation, Tally, find_source, read_conversations
 from backgpt.dialogues import Dialogues
 from backgpt.errors import DataError
 from backgpt.language import Language, Prompt
+from backgpt.messages import Message
+from backgpt.shape import ModelConfig
 from backgpt.shards import open_dataset
 from backgpt.tokenizer import Tokenizer
 

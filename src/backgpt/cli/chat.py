@@ -12,8 +12,8 @@ from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
-    from backgpt.datasets import Message
     from backgpt.generate import Text
+    from backgpt.messages import Message
     from backgpt.rewind import Transcript
 
 CHAT_MODEL = "backchat"

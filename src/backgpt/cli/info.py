@@ -1,6 +1,7 @@
 """`backgpt info`: the models that come with the package, or all about one model."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -102,7 +103,7 @@ def _record(model: "ModelInfo") -> dict[str, Any]:
         "direction": model.direction,
         "unit": model.unit,
         "hints": model.hints,
-        **model.config.model_dump(),
+        **asdict(model.config),
         "card": model.card.model_dump(mode="json") if model.card else None,
     }
 

@@ -7,7 +7,7 @@ it; paragraph breaks inside are kept exactly.
 
 from backgpt.datasets.files import MAX_DOCUMENT_BYTES, read_conversations
 from backgpt.datasets.hub import HUB_FILES, HubFile, default_cache, fetch
-from backgpt.datasets.records import Conversation, Document, Message, Role, Tally
+from backgpt.datasets.records import Conversation, Document, Tally
 from backgpt.datasets.sources import NAMED_SOURCES, Source, find_source, open_source, read_source
 from backgpt.datasets.stream import Split, StreamedDocument, TextStream, sample
 
@@ -18,8 +18,6 @@ __all__ = [
     "Conversation",
     "Document",
     "HubFile",
-    "Message",
-    "Role",
     "Source",
     "Split",
     "StreamedDocument",

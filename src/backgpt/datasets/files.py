@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from backgpt.datasets.records import ROLES, Conversation, Document, Message, Role, Tally
+from backgpt.datasets.records import Conversation, Document, Tally
 from backgpt.errors import ConfigError, DataError, MissingExtraError
+from backgpt.messages import ROLES, Message, Role
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_DOCUMENT_BYTES = 16 << 20

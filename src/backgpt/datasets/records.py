@@ -1,12 +1,8 @@
 """The records that every source of text is turned into."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from backgpt.errors import DataError
-
-Role = Literal["user", "assistant", "system"]
-ROLES: tuple[Role, ...] = get_args(Role)
+from backgpt.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,18 +11,6 @@ class Document:
 
     text: str
     origin: str
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn: who speaks, and the text. Raises DataError for an unknown role."""
-
-    role: Role
-    text: str
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,18 @@ ImportError where the package was installed without a compiler.
 import heapq
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.config import ModelConfig
 from backgpt.engine import Dtype, FloatArray, _native
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
 from backgpt.quantize import SCALE
+from backgpt.shape import ModelConfig
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int32]
@@ -97,7 +98,7 @@ class NativeEngine:
             raise UsageError(f"threads = {threads}: it must be 1 or more")
         self.threads = min(threads or available_threads(), available_threads())
         self._model = _native.Model(
-            config.model_dump(),
+            asdict(config),
             _fitting(config, weights),
             dtype=self.dtype,
             isa=self.isa,

@@ -1,0 +1,21 @@
+"""What is said in a conversation: messages, each with the role of its speaker."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from backgpt.errors import DataError
+
+Role = Literal["user", "assistant", "system"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, and the text. Raises DataError for an unknown role."""
+
+    role: Role
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")

@@ -1,0 +1,104 @@
+"""The shape of a transformer in the Qwen3 family, checked, and the presets.
+
+Plain Python: what only runs a model need not load what reads settings. Names are this project's;
+`checkpoint` holds the one table to Hugging Face's names.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from backgpt.errors import ConfigError
+
+MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a model. Raises ConfigError for a value that cannot be."""
+
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    vocab_size: int
+    block_size: int
+    intermediate_size: int
+    head_dim: int = 64
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = _LEAST.get(field.name, 1)
+            if field.type is int and type(value) is not int:
+                raise ConfigError(f"{field.name} = {value!r}: it must be a whole number")
+            if field.type is int and value < least:
+                raise ConfigError(f"{field.name} = {value}: it must be {least} or more")
+            if field.type is float and not 0 < _number(value) < float("inf"):
+                raise ConfigError(f"{field.name} = {value!r}: it must be a number above 0")
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise ConfigError(
+                f"vocab_size = {self.vocab_size}: it must be at most {MAX_VOCAB_SIZE}"
+            )
+        if self.n_head % self.n_kv_head:
+            raise ConfigError(
+                f"n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary needs pairs")
+
+
+_LEAST = {"block_size": 2, "head_dim": 2}
+
+_SHAPES: dict[str, dict[str, int]] = {
+    "nano": dict(n_layer=4, n_head=4, n_embd=256, block_size=256, intermediate_size=704),
+    "seed": dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, intermediate_size=1408),
+    "small": dict(n_layer=10, n_head=10, n_embd=640, block_size=1024, intermediate_size=1728),
+    "base": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, intermediate_size=2048),
+}
+PRESETS: dict[str, int] = {"nano": 2048, "seed": 4096, "small": 8192, "base": 16384}
+"""Preset name -> the vocabulary size it is meant for (about 4M, 27M, 55M and 97M parameters)."""
+
+
+def preset(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+    """Return the shape called `name`, with `vocab_size` and any field replaced.
+
+    Raises ConfigError for an unknown preset or a field outside its range.
+    """
+    if name not in _SHAPES:
+        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(_SHAPES)}")
+    values: dict[str, Any] = {**_SHAPES[name], "vocab_size": vocab_size or PRESETS[name]}
+    values["n_kv_head"] = overrides.get("n_kv_head", overrides.get("n_head", values["n_head"]))
+    return shape_from({**values, **overrides}, origin=f"preset {name!r}")
+
+
+def shape_from(values: Mapping[str, Any], *, origin: str) -> ModelConfig:
+    """Return the shape that `values` describe; `origin` says where they came from.
+
+    Raises ConfigError with one line that names the key, the value and what is allowed.
+    """
+    names = [field.name for field in fields(ModelConfig)]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{origin}: unknown key {key!r}{did_you_mean(key, names)}")
+    for field in fields(ModelConfig):
+        if field.default is MISSING and field.name not in values:
+            raise ConfigError(f"{origin}: {field.name} is missing")
+    try:
+        return ModelConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return a question that ends a message about an unknown key, or nothing."""
+    import difflib  # only where a message is due
+
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
