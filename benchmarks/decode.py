@@ -404,7 +404,7 @@ from backgpt.generate import Writer, generate
 from backgpt.language import Language
 from backgpt.sampling import Sampling
 at = mark("imports", began + marks["start"])
-folder = read_model(Path(sys.argv[2]))
+folder = read_model(Path(sys.argv[2]), dequantize=False)
 at = mark("read files", at)
 engine = NativeEngine(folder.config, folder.weights, dtype="int8", threads=int(sys.argv[3]))
 at = mark("pack weights", at)
@@ -464,6 +464,7 @@ def cold(task: Task, model: str, gguf: str | None, *, rounds: int) -> str:
             command = [sys.executable, "-c", code, str(began), path, *others]
             marks = json.loads(subprocess.check_output(command, text=True))
             parts[name].append({**marks, "whole process": time.time() - began})
+        parts.setdefault("backgpt sample", []).append(_command(model, threads))
     lines = []
     for name, times in parts.items():
         medians = {key: statistics.median(t[key] for t in times[1:]) for key in times[0]}
@@ -471,6 +472,15 @@ def cold(task: Task, model: str, gguf: str | None, *, rounds: int) -> str:
         split = ", ".join(f"{key} {1000 * value:.0f}" for key, value in medians.items())
         lines.append(f"{name}, {tokens:.0f} tokens, milliseconds: {split}")
     return "\n".join(lines)
+
+
+def _command(model: str, threads: str) -> dict[str, float]:
+    """Return how long the command line takes for the same story, from start to end."""
+    given = ["--model", model, "--ending", "The end.", "--seed", "1", "--max-new-tokens", "200"]
+    command = [sys.executable, "-m", "backgpt", "sample", *given, "--json", "--threads", threads]
+    began = time.time()
+    story = json.loads(subprocess.check_output(command, text=True))
+    return {"tokens": story["n_tokens"], "whole process": time.time() - began}
 
 
 def describe(task: Task, rounds: int) -> str:

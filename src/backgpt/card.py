@@ -295,7 +295,8 @@ def _limits(card: Card) -> Iterator[str]:
 def _stories(name: str, stories: tuple[Story, ...]) -> Iterator[str]:
     yield from (f"## {len(stories)} stories, unedited", "")
     yield "The first sample for each ending, none left out. To see one again:"
-    yield f"`backgpt sample --model {name} --ending ENDING --seed SEED`."
+    yield f"`backgpt sample --model {name} --ending ENDING --seed SEED`"
+    yield "(a processor of another kind rounds otherwise, and may write another)."
     for story in stories:
         yield from ("", f"Ending `{story.ending}`, seed {story.seed}:", "")
         yield "\n>\n".join(f"> {line}" for line in story.text.split("\n") if line)

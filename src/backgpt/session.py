@@ -246,7 +246,8 @@ class Session:
         else:
             turn = self.model.language.order.to_model(self._template.turns([message]))
             ids = _joined(talk.ids, turn)
-            prompt = replace(prompt, ids=self._readable(ids, already=len(talk.ids)))
+            read = self._readable(ids, already=len(talk.ids))
+            prompt = replace(prompt, ids=read, n_first=len(read))
         text = yield from self._message(prompt, "user", seed)
         return _joined(ids, text.ids, prompt.stops.later), text.logprob
 
