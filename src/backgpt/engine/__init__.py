@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.errors import UsageError
 from backgpt.order import IdArray
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -64,3 +65,19 @@ class Engine(Protocol):
         Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
         """
         ...
+
+
+def checked_ids(ids: IdArray, *, vocab_size: int, longest: int) -> npt.NDArray[np.int64]:
+    """Return `ids` as (T,) int64. Raises UsageError for what no engine can read."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size == 0:
+        raise UsageError(f"ids of shape {array.shape} were given: give at least one id, 1-D")
+    if array.dtype.kind not in "iu":
+        raise UsageError(f"ids of type {array.dtype} were given: give integers")
+    if array.size > longest:
+        raise UsageError(f"{array.size} ids do not fit into {longest}: shorten the text")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise UsageError(f"id {wrong} is outside the vocabulary of {vocab_size}")
+    return array.astype(np.int64)

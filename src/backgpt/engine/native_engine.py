@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.engine import Dtype, FloatArray, _native
+from backgpt.engine import Dtype, FloatArray, _native, checked_ids
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
 from backgpt.quantize import SCALE
@@ -190,17 +190,7 @@ class NativeEngine:
 
     def _checked(self, ids: IdArray, *, longest: int) -> Ids:
         """Return `ids` as (T,) int32, refusing what the model cannot read."""
-        array = np.asarray(ids)
-        if array.ndim != 1 or array.size == 0:
-            raise UsageError(f"ids of shape {array.shape} were given: give at least one id, 1-D")
-        if array.dtype.kind not in "iu":
-            raise UsageError(f"ids of type {array.dtype} were given: give integers")
-        if array.size > longest:
-            raise UsageError(f"{array.size} ids do not fit into {longest}: shorten the text")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocab_size}")
+        array = checked_ids(ids, vocab_size=self.vocab_size, longest=longest)
         return array.astype(np.int32)
 
     def _take(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backgpt.engine import FloatArray
+from backgpt.engine import FloatArray, checked_ids
 from backgpt.errors import UsageError
 from backgpt.model import IGNORE, Cache, Transformer
 from backgpt.order import IdArray
@@ -82,18 +82,7 @@ class TorchEngine:
     def _checked(self, ids: IdArray, *, longest: int | None = None) -> Tensor:
         """Return `ids` as (T,) int64 on the host, refusing what the model cannot read."""
         longest = self.block_size if longest is None else longest
-        array = np.asarray(ids)
-        if array.ndim != 1 or array.size == 0:
-            raise UsageError(f"ids of shape {array.shape} were given: give at least one id, 1-D")
-        if array.dtype.kind not in "iu":
-            raise UsageError(f"ids of type {array.dtype} were given: give integers")
-        if array.size > longest:
-            raise UsageError(f"{array.size} ids do not fit into {longest}: shorten the text")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise UsageError(f"id {wrong} is outside the vocabulary of {self.vocab_size}")
-        return torch.from_numpy(array.astype(np.int64))
+        return torch.from_numpy(checked_ids(ids, vocab_size=self.vocab_size, longest=longest))
 
     def _take(self, count: int) -> list[int]:
         """Take `count` free rows, lowest first; the cache grows when there are too few."""
