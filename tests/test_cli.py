@@ -129,6 +129,16 @@ def test_model_order_prints_the_ending_first(run: Path) -> None:
     assert done.stdout.startswith(". end The")
 
 
+def test_a_text_to_stop_at_ends_what_is_written_and_is_no_part_of_it(run: Path) -> None:
+    options = ["sample", "--model", run, "--ending", "The end.", "--seed=1", "--max-new-tokens=30"]
+    whole = backgpt_command(*options).stdout
+    written = whole.removesuffix("The end.\n")
+    middle = written[len(written) // 2 :][:3]
+    done = backgpt_command(*options, "--stop", middle, "--stop", "never, never")
+    assert done.stdout == whole[written.rindex(middle) + len(middle) :] != whole
+    assert_refused(backgpt_command(*options, "--stop="), 2, "stop")
+
+
 def test_many_samples_are_set_apart(run: Path) -> None:
     done = backgpt_command(
         "sample", "--model", run, "--ending", "The end.", "--max-new-tokens=5", "-n", "3"

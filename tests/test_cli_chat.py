@@ -4,17 +4,20 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import backgpt
+from backgpt.checkpoint import read_model, save_model
 from backgpt.config import TrainConfig
 from backgpt.sampling import Sampling
 from backgpt.session import Session
@@ -41,12 +44,14 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has seen next to nothing, with a context in which it can write for long."""
-    out = tmp_path_factory.mktemp("chat") / "run"
+    """A chat model that has seen next to nothing, with a context in which it can write for long."""
+    folder = tmp_path_factory.mktemp("chat")
+    out = folder / "run"
     shape = {"n_layer": 2, "n_head": 1, "n_embd": 64, "block_size": 4096, "intermediate_size": 96}
     settings = {"data": dataset_path, "out": out, "max_steps": 2, "batch_size": 1, "compile": "off"}
     train(TrainConfig.model_validate({**settings, **shape}), report=Silent())
-    return out
+    save_model(replace(read_model(out), chat=True), folder / "model")
+    return folder / "model"
 
 
 def in_a_pipe(*arguments: Any, text: str = "The dog.\n") -> subprocess.CompletedProcess[str]:
@@ -94,13 +99,22 @@ class Terminal:
         self.until(text)
         return self.until(wanted).strip()
 
-    def exit_code(self) -> int:
-        while True:
+    def interrupt_input(self) -> None:
+        """Press Ctrl-C at the prompt, which is seen a moment before anything listens."""
+        time.sleep(0.5)
+        self.type("\x03")
+
+    def exit_code(self, *, within: float = 60.0) -> int:
+        """Wait for the end of the process."""
+        deadline = time.monotonic() + within
+        while select.select([self.file], [], [], max(deadline - time.monotonic(), 0))[0]:
             try:
                 if not os.read(self.file, 65536):
                     break
             except OSError:
                 break
+        else:
+            os.kill(self.pid, signal.SIGKILL)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
@@ -169,7 +183,7 @@ def test_ctrl_c_stops_a_message_and_at_the_prompt_the_chat(run: Path) -> None:
     assert "Traceback" not in terminal.until("stopped; /retry tries again")
     terminal.until("you> ")
     assert "say something first" in terminal.say("/undo")
-    terminal.type("\x03")
+    terminal.interrupt_input()
     assert terminal.exit_code() == 0
     os.close(terminal.file)
 
@@ -256,6 +270,12 @@ def test_without_the_built_in_model_one_line_says_to_name_one(
     monkeypatch.setattr(builtin, "MODELS", tmp_path)
     with pytest.raises(UsageError, match="no built-in model 'backchat' here: name one with --mod"):
         load_chat_model(None, "cpu")
+
+
+def test_what_a_model_without_conversations_will_do_is_said(run: Path) -> None:
+    done = in_a_pipe("--model", run.parent / "run", "--max-new-tokens=4")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "was never tuned on conversations" in done.stderr
 
 
 def test_backchat_is_the_chat(run: Path) -> None:

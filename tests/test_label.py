@@ -15,6 +15,7 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import Template
+from backgpt.checkpoint import read_model, save_model
 from backgpt.config import TrainConfig
 from backgpt.datasets import Document, read_conversations
 from backgpt.engine import FloatArray
@@ -297,7 +298,8 @@ def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     settings = TrainConfig.model_validate({**config, **SHAPE, "direction": "both"})
     train(settings, report=Silent())
-    return out
+    save_model(replace(read_model(out), chat=True), out.parent / "model")
+    return out.parent / "model"
 
 
 def command(*arguments: Any) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Literal
 
+from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
 from backgpt.checkpoint import ModelFolder, read_model
@@ -26,8 +27,9 @@ from backgpt.order import Direction, Unit
 from backgpt.quantize import dequantized
 from backgpt.rewind import Transcript, rewind
 from backgpt.sampling import Sampling
-from backgpt.score import Score, score_texts
+from backgpt.score import Score, WordScore, score_texts, word_scores
 from backgpt.shape import ModelConfig
+from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
 
 EngineName = Literal["native", "torch"]
@@ -37,13 +39,15 @@ EngineName = Literal["native", "torch"]
 class Model:
     """A model ready to run. Make one with `load`.
 
-    `takes_hints` says that it was trained to obey hints.
+    `takes_hints` says that it was trained to obey hints, `takes_chat` that it was tuned on
+    conversations.
     """
 
     config: ModelConfig
     language: Language
     engine: Engine
     takes_hints: bool = False
+    takes_chat: bool = False
 
     @property
     def direction(self) -> Direction:
@@ -72,6 +76,7 @@ class Model:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
@@ -79,18 +84,20 @@ class Model:
         or "long") and, running backward, the `opening` that the text should begin with; it obeys
         more often than not, and `Hints.obeyed_by` tells.
         With `continues` some text follows the ending (or precedes the opening): it does not stand
-        at the edge of the text. Without `max_new_tokens` the context is the limit. The same `seed`
+        at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
+        ends where one of the texts `stop` is written, which are not part of it. The same `seed`
         gives the same texts; without one a new one is drawn and can be read from the result.
         Raises UsageError if the model runs the other way or the given text does not fit.
         """
         return collect(
             self.engine,
             self.language,
-            self._prompt(ending, opening, words, length, continues=continues),
+            self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
             n=_at_least_1(n),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
+            stop=stop,
         )
 
     def stream(
@@ -104,6 +111,7 @@ class Model:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
         """Yield pieces of one text as they are written, after what was given.
 
@@ -111,14 +119,14 @@ class Model:
         the given text and all pieces so joined are the `text` that `write` returns. Closing the
         iterator stops the computation. Raises as `write`.
         """
-        prompt = self._prompt(ending, opening, words, length, continues=continues)
         yield from pieces(
             self.engine,
             self.language,
-            prompt,
+            self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
+            stop=stop,
         )
 
     def ask(
@@ -130,13 +138,14 @@ class Model:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Text]:
         """Write `n` questions that `answer` could be the answer to; `context` is what it is about.
 
         Raises UsageError for a forward model, an empty answer, or one that does not fit.
         """
         prompt = self._template.before([Message("assistant", answer)], context=context)
-        return self._messages(prompt, n, max_new_tokens, sampling, seed)
+        return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
 
     def reply(
         self,
@@ -147,13 +156,14 @@ class Model:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Text]:
         """Write `n` answers to `question`, by a backward model from their last word.
 
         Raises UsageError for an empty question, or one that does not fit.
         """
         prompt = self._template.reply(question, context=context)
-        return self._messages(prompt, n, max_new_tokens, sampling, seed)
+        return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
 
     def rewind(
         self,
@@ -186,6 +196,22 @@ class Model:
             for number in range(_at_least_1(n))
         ]
 
+    def alternatives(
+        self,
+        ending: str,
+        n: int = 10,
+        *,
+        words: Sequence[str] = (),
+        length: Length | None = None,
+        continues: bool = False,
+    ) -> list[Alternative]:
+        """Return the `n` likeliest words that may stand directly before `ending`, likeliest first.
+
+        Raises UsageError for a forward model, or an ending that does not fit.
+        """
+        prompt = self.prompt(ending, words=words, length=length, continues=continues)
+        return finished(find_alternatives(self.engine, self.language, prompt, _at_least_1(n)))
+
     def score(self, text: str) -> Score:
         """Return how likely the model finds `text` as a whole document."""
         return self.score_all([text])[0]
@@ -193,6 +219,10 @@ class Model:
     def score_all(self, texts: Sequence[str]) -> list[Score]:
         """Score many documents at once; the same results, faster."""
         return score_texts(self.engine, self.language, texts)
+
+    def word_scores(self, text: str, score: Score) -> list[WordScore]:
+        """Return what `score` says of each word of its `text`; the words join to the text."""
+        return word_scores(self.tokenizer, text, score)
 
     def turned(self) -> "Model":
         """Return the same model running the other way. Raises UsageError if it cannot."""
@@ -218,6 +248,7 @@ class Model:
         max_new_tokens: int | None,
         sampling: Sampling | None,
         seed: int | None,
+        stop: Sequence[str],
     ) -> list[Text]:
         """Write `n` messages that a prompt of the chat template asks for."""
         return collect(
@@ -228,18 +259,22 @@ class Model:
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
+            stop=stop,
         )
 
-    def _prompt(
+    def prompt(
         self,
-        ending: str | None,
-        opening: str | None,
-        words: Sequence[str],
-        length: Length | None,
+        ending: str | None = None,
         *,
-        continues: bool,
+        opening: str | None = None,
+        words: Sequence[str] = (),
+        length: Length | None = None,
+        continues: bool = False,
     ) -> Prompt:
-        """Return the prompt for what was given: the text to go on from, and hints."""
+        """Return the prompt for what is given: the text to go on from, and hints.
+
+        Raises as `write`, but for what does not fit.
+        """
         backward = self.direction == "backward"
         given, other = (ending, opening) if backward else (opening, ending)
         wanted, unwanted = ("ending", "opening") if backward else ("opening", "ending")
@@ -294,7 +329,7 @@ def load(
         if dtype is not None or threads is not None:
             raise UsageError("dtype and threads are for the native engine: leave them out")
         made = _torch_engine(folder, device)
-    return Model(folder.config, language, made, folder.hints)
+    return Model(folder.config, language, made, folder.hints, folder.chat)
 
 
 def _native_engine(

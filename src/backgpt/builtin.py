@@ -36,6 +36,7 @@ class ModelInfo:
     direction: Directions
     unit: Unit
     hints: bool
+    chat: bool
     storage: Storage
     n_parameters: int
     size_bytes: int
@@ -86,6 +87,7 @@ def describe(model: str | PathLike[str] | None = None, *, models: Path | None = 
         direction=read.direction,
         unit=read.unit,
         hints=read.hints,
+        chat=read.chat,
         storage=read.storage,
         n_parameters=count_parameters(read.weights),
         size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.name != OPTIMIZER),

@@ -52,8 +52,9 @@ HUGGING_FACE_NAMES = {
 class ModelFolder:
     """What a model folder holds. `weights` maps Hugging Face names to float32 arrays.
 
-    `hints` says that the model was trained to obey hints, `storage` how the folder that it was
-    read from keeps the weights. Read without `dequantize`, `weights` are as `quantize` has them.
+    `hints` says that the model was trained to obey hints, `chat` that it was tuned on
+    conversations, `storage` how the folder that it was read from keeps the weights. Read without
+    `dequantize`, `weights` are as `quantize` has them.
     """
 
     config: ModelConfig
@@ -62,6 +63,7 @@ class ModelFolder:
     tokenizer: Tokenizer
     weights: Arrays
     hints: bool = False
+    chat: bool = False
     storage: Storage = "float32"
 
     @property
@@ -126,6 +128,7 @@ def read_model(path: Path, *, dequantize: bool = True) -> ModelFolder:
         tokenizer=tokenizer,
         weights=_read_weights(folder, values["storage"], dequantize=dequantize),
         hints=bool(values.get("hints", False)),
+        chat=bool(values.get("chat", False)),
         storage=values["storage"],
     )
 
@@ -140,7 +143,7 @@ def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32
     model.tokenizer.save(folder / TOKENIZER)
     for name, values in _json_files(model, storage).items():
         write_json(folder / name, values)
-    from backgpt.card import README, short_card  # reads and checks more than running needs
+    from backgpt.card_text import README, short_card  # reads and checks more than running needs
 
     card = short_card(
         model.config, model.direction, model.unit, n_parameters=count_parameters(model.weights)
@@ -266,6 +269,7 @@ def _json_files(model: ModelFolder, storage: Storage) -> dict[str, dict[str, Any
         "direction": model.direction,
         "unit": model.unit,
         "hints": model.hints,
+        "chat": model.chat,
         "storage": storage,
         "markers": {"start": START, "end": END},
         "tokenizer_sha256": tokenizer.sha256,

@@ -16,9 +16,11 @@ from backgpt.chat import Template
 from backgpt.engine import Engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, pieces
+from backgpt.language import Prompt
 from backgpt.messages import Message, Role
 from backgpt.order import ModelIds
 from backgpt.sampling import Sampling
+from backgpt.slices import finished
 
 RewindReason = Literal["stop", "turns", "length"]
 
@@ -67,22 +69,18 @@ def rewind(
     A message that is not finished is left out. Raises UsageError as `Template.before`, for no
     turns, and if what is given does not fit the context.
     """
-    going = going_back(
-        engine,
-        template,
-        given,
-        turns=turns,
-        context=context,
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+    return finished(
+        going_back(
+            engine,
+            template,
+            given,
+            turns=turns,
+            context=context,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
     )
-    while True:
-        try:
-            next(going)
-        except StopIteration as end:
-            transcript: Transcript = end.value
-            return transcript
 
 
 def going_back(
@@ -97,14 +95,15 @@ def going_back(
     seed: int,
 ) -> Generator[Piece, None, Transcript]:
     """Do as `rewind`, and yield what is written as it is; pieces of a message left out as well."""
-    if turns < 1:
-        raise UsageError(f"turns = {turns}: ask for at least 1")
-    prompt = template.before(given, context=context)
-    ids, speaker = prompt.ids, given[0].role
-    reason: RewindReason = "turns"
-    total = 0.0
-    for turn in range(turns):
-        speaker = "assistant" if speaker == "user" else "user"
+    rewinding = Rewinding(
+        template,
+        given,
+        turns=turns,
+        context=context,
+        block_size=engine.block_size,
+        seed=seed,
+    )
+    while (prompt := rewinding.prompt) is not None:
         text = yield from spoken(
             pieces(
                 engine,
@@ -112,33 +111,82 @@ def going_back(
                 prompt,
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
-                seed=seed + turn,
+                seed=rewinding.seed,
             ),
-            role=speaker,
-            turn=turn,
+            role=rewinding.role,
+            turn=rewinding.turn,
         )
+        rewinding.take(text)
+    return rewinding.transcript
+
+
+class Rewinding:
+    """A conversation that is being written backward: which message is next, and when it is over.
+
+    `prompt` is that of the next message, None when there is none; `role` says it, as message
+    number `turn`, drawn with `seed`. `take` its text, and the one before it is next.
+    Raises UsageError as `rewind`, but for what does not fit the context.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        given: Sequence[Message],
+        *,
+        turns: int,
+        context: str,
+        block_size: int,
+        seed: int,
+    ) -> None:
+        if turns < 1:
+            raise UsageError(f"turns = {turns}: ask for at least 1")
+        self.prompt: Prompt | None = template.before(given, context=context)
+        self.turn = 0
+        self.role = other_role(given[0].role)
+        self._template, self._turns, self._block_size = template, turns, block_size
+        self._n_given, self._first_seed = len(given), seed
+        self._ids = self.prompt.ids
+        self._logprob = 0.0
+        self._reason: RewindReason = "turns"
+
+    @property
+    def seed(self) -> int:
+        """What the next message is drawn with."""
+        return self._first_seed + self.turn
+
+    def take(self, text: Text) -> None:
+        """Put the message that was written in front, unless it is not finished, and go on."""
+        assert self.prompt is not None
+        prompt, self.prompt = self.prompt, None
         if text.finish_reason == "length":
-            reason = "length"
-            break
+            self._reason = "length"
+            return
         at_start = not len(text.ids)  # only there may a message end before it has begun
         stops = prompt.stops.at_once if at_start else prompt.stops.later
-        ids = ModelIds(np.concatenate((ids, text.ids, stops)))
-        total += text.logprob
+        self._ids = ModelIds(np.concatenate((self._ids, text.ids, stops)))
+        self._logprob += text.logprob
+        self.turn += 1
         if at_start:
-            reason = "stop"
-            break
-        if len(ids) > engine.block_size:
-            reason = "length"
-            break
-        prompt = template.going_back(ids, speaker=speaker, may_start=speaker == "user")
-    return Transcript(
-        messages=tuple(template.messages(ids)),
-        n_given=len(given),
-        finish_reason=reason,
-        logprob=total,
-        seed=seed,
-        ids=ids,
-    )
+            self._reason = "stop"
+        elif len(self._ids) > self._block_size:
+            self._reason = "length"
+        elif self.turn < self._turns:
+            self.prompt = self._template.going_back(
+                self._ids, speaker=self.role, may_start=self.role == "user"
+            )
+            self.role = other_role(self.role)
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation as far as it is written."""
+        return Transcript(
+            messages=tuple(self._template.messages(self._ids)),
+            n_given=self._n_given,
+            finish_reason=self._reason,
+            logprob=self._logprob,
+            seed=self._first_seed,
+            ids=self._ids,
+        )
 
 
 def spoken(
@@ -158,3 +206,8 @@ def spoken(
     if silent and len(text.ids):
         yield Piece(turn, role, "")
     return text
+
+
+def other_role(role: Role) -> Role:
+    """Return who speaks before and after `role`: users and assistants take turns."""
+    return "assistant" if role == "user" else "user"

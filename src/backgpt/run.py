@@ -225,6 +225,7 @@ class Run:
             tokenizer=self.tokenizer,
             weights=_arrays(self.model.state_dict()),
             hints=self.config.hints > 0,
+            chat=bool(self.config.chat),
         )
         state = {"tokens": self.tokens, "n_targets": self.rows.n_targets}
         optimizer = _arrays(self.optimizer.state_tensors())

@@ -95,6 +95,20 @@ def logprob_of(id_: int, scores: Floats) -> float:
     return float(scores[id_] - top - np.log(np.exp(scores - top).sum()))
 
 
+def likeliest(allowed: Floats, n: int, scores: Floats) -> tuple[tuple[int, float], ...]:
+    """Return the `n` likeliest of ids whose (V,) `allowed` is above minus infinity.
+
+    Each comes with its log-probability in nats, its value in the log-softmax of (V,) `scores`.
+    """
+    if not n:
+        return ()
+    n = min(n, int(np.count_nonzero(allowed > -np.inf)))
+    ids = _likeliest_first(allowed, np.partition(allowed, -n)[-n])[:n]
+    top = scores.max()
+    logprobs = scores[ids] - top - np.log(np.exp(scores - top).sum())
+    return tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
+
+
 def keep_top_k(probabilities: Floats, k: int) -> Floats:
     """Keep the `k` likeliest ids; of equals at the edge, those with the smaller id."""
     if k >= np.count_nonzero(probabilities):

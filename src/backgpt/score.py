@@ -14,7 +14,9 @@ import numpy.typing as npt
 from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
 from backgpt.language import Language
-from backgpt.order import ModelIds
+from backgpt.order import ModelIds, RightwardDecoder
+from backgpt.slices import Slices, finished
+from backgpt.tokenizer import Tokenizer
 
 SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
 
@@ -36,6 +38,11 @@ class Score:
     token_logprobs: npt.NDArray[np.float32] = field(repr=False)
 
     @property
+    def edge(self) -> float:
+        """Log-probability, in nats, of the marker at the far edge: that the text ends there."""
+        return float(self.token_logprobs[0] + self.token_logprobs[-1])
+
+    @property
     def loss(self) -> float:
         """Nats per token."""
         return -self.logprob / self.n_tokens
@@ -46,6 +53,34 @@ class Score:
         return bits_per_byte(-self.logprob, self.n_bytes)
 
 
+@dataclass(frozen=True)
+class WordScore:
+    """A word with the white space in front of it; `logprob` is the sum of its ids, in nats."""
+
+    text: str
+    logprob: float
+
+
+def word_scores(tokenizer: Tokenizer, text: str, score: Score) -> list[WordScore]:
+    """Return what `score` says of each word of its `text`; the words join to the text.
+
+    White space that no word follows is a word of its own.
+    """
+    decoder = RightwardDecoder()
+    ids = tokenizer.encode(text)
+    pieces = [decoder.push(tokenizer.token_bytes[int(id_)]) for id_ in ids]
+    words: list[tuple[str, float]] = []
+    in_word = True
+    for id_, piece, logprob in zip(ids, pieces, score.token_logprobs[1:-1].tolist(), strict=True):
+        if not words or (in_word and tokenizer.starts_group[id_]):
+            words.append((piece, logprob))
+            in_word = bool(tokenizer.token_bytes[int(id_)].strip())
+        else:
+            words[-1] = (words[-1][0] + piece, words[-1][1] + logprob)
+            in_word = in_word or bool(tokenizer.token_bytes[int(id_)].strip())
+    return [WordScore(text, logprob) for text, logprob in words]
+
+
 def bits_per_byte(nats: float, n_bytes: int) -> float:
     """Return nats over a text of `n_bytes` as bits per byte; NaN if there are no bytes."""
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
@@ -53,6 +88,13 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
 
 def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> list[Score]:
     """Score whole documents, batched; the result does not depend on what stands beside them."""
+    return finished(score_in_slices(engine, language, texts, together=SCORED_TOGETHER))
+
+
+def score_in_slices(
+    engine: Engine, language: Language, texts: Sequence[str], *, together: int
+) -> Slices[list[Score]]:
+    """Do as `score_texts` in slices of about `together` ids."""
     order = language.order
     marked = [language.tokenizer.mark(language.tokenizer.encode(text)) for text in texts]
     longest = engine.block_size - len(language.lead)
@@ -69,9 +111,11 @@ def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> lis
         return ModelIds(np.concatenate((language.lead, pieces[index][2][turns[index]])))
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
-    for index, values in _score_batched(engine, lengths, model_ids):
-        number, first, _ = pieces[index]
-        by_text[number][first + turns[index][1:]] = values
+    for scored in _score_batches(engine, lengths, model_ids, together=together):
+        for index, values in scored:
+            number, first, _ = pieces[index]
+            by_text[number][first + turns[index][1:]] = values
+        yield
     return [
         Score(
             logprob=float(values.sum(dtype=np.float64)),
@@ -117,12 +161,28 @@ def _score_batched(
     *,
     widths: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Yield (index, log-probabilities) of sequences whose last ids are that many targets.
+    """Yield (index, log-probabilities) of sequences whose last ids are that many targets."""
+    for scored in _score_batches(engine, lengths, sequence, widths=widths):
+        yield from scored
+
+
+def _score_batches(
+    engine: Engine,
+    lengths: npt.NDArray[np.int64],
+    sequence: Callable[[int], ModelIds],
+    *,
+    widths: npt.NDArray[np.int64] | None = None,
+    together: int = SCORED_TOGETHER,
+) -> Iterator[list[tuple[int, npt.NDArray[np.float32]]]]:
+    """Do as `_score_batched`, by calls of the engine, of `together` ids, padding included.
 
     Those of similar `widths` come together: all their ids, where most are not targets.
     """
     widths = lengths if widths is None else widths
-    for batch in cut_by_length(np.arange(len(lengths)), widths, budget=SCORED_TOGETHER):
-        values = engine.score([sequence(int(index)) for index in batch])
-        for index, of_sequence in zip(map(int, batch), values, strict=True):
-            yield index, of_sequence[len(of_sequence) - lengths[index] :]
+    for batch in cut_by_length(np.arange(len(lengths)), widths, budget=together):
+        indices = [int(index) for index in batch]
+        values = engine.score([sequence(index) for index in indices])
+        yield [
+            (index, of_sequence[len(of_sequence) - lengths[index] :])
+            for index, of_sequence in zip(indices, values, strict=True)
+        ]

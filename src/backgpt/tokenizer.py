@@ -137,6 +137,16 @@ class Tokenizer:
         """(V,) bool: whether an id begins a word group: white space first, or a control id."""
         return np.array([not b or b[0] in WHITE_SPACE for b in self.token_bytes], dtype=np.bool_)
 
+    @cached_property
+    def has_text(self) -> npt.NDArray[np.bool_]:
+        """(V,) bool: whether an id stands for text, which a control id does not."""
+        return np.array([bool(data) for data in self.token_bytes], dtype=np.bool_)
+
+    def name_of(self, id_: int) -> str:
+        """Return what is shown for one id: its text, parts of characters as U+FFFD, or its name."""
+        data = self.token_bytes[id_]
+        return data.decode("utf-8", errors="replace") if data else self._hf.id_to_token(id_) or ""
+
     def control_id(self, token: str) -> int:
         """Return the id of a control token such as `<|user|>`.
 

@@ -99,12 +99,22 @@ def chat(
 
 
 def load_chat_model(model: str | None, device: str) -> "Model":
-    """Load `model`, or the built-in chat model if none is named. Raises UsageError without it."""
+    """Load `model`, or the built-in chat model if none is named. Raises UsageError without it.
+
+    What a model that was never tuned on conversations will do is said on standard error.
+    """
     from backgpt import builtin
 
     if model is None and CHAT_MODEL not in builtin.names():
         raise UsageError(f"there is no built-in model {CHAT_MODEL!r} here: name one with --model")
-    return open_model(model or CHAT_MODEL, engine=None, device=device)
+    loaded = open_model(model or CHAT_MODEL, engine=None, device=device)
+    if not loaded.takes_chat:
+        print(
+            f"backgpt: {model} was never tuned on conversations, so it will write what it was "
+            f"trained on; the built-in chat model is {CHAT_MODEL}",
+            file=sys.stderr,
+        )
+    return loaded
 
 
 def as_transcript(messages: "Sequence[Message]") -> str:

@@ -52,6 +52,10 @@ def sample(
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens to write; the context is the limit otherwise.")
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        Option(help="A text at which writing ends, and which is no part of it; repeatable."),
+    ] = None,
     temperature: Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")] = None,
     top_k: Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")] = None,
     top_p: Annotated[float | None, Option(help="Draw from the likeliest that reach p.")] = None,
@@ -120,6 +124,7 @@ def sample(
         "max_new_tokens": max_new_tokens,
         "sampling": sampling,
         "seed": seed,
+        "stop": stop or (),
     }
     leftward = loaded.direction == "backward"
     if stream and sys.stdout.isatty():
