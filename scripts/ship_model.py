@@ -2,9 +2,9 @@
 
     python scripts/ship_model.py runs/stories stories --about about.json --measures measures.json
 
-`about.json` has the keys of `card.Card` but `measures`: description, licence, data, trained,
-limits. `measures.json` is what scripts/measure_builtin.py wrote. The folder is written whole or
-not at all, over the one of that name.
+`about.json` has the keys of `card.Card` but the measures: description, licence, data, trained,
+limits. `measures.json` is what scripts/measure_builtin.py wrote, or scripts/measure_chat.py for a
+model tuned on conversations. The folder is written whole or not at all, over the one of that name.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from backgpt.builtin import MODELS, NAME, describe
-from backgpt.card import CARD, README, Card, Measures, full_card, read_as
+from backgpt.card import CARD, Card, ChatMeasures, Measures, read_as
+from backgpt.card_text import README, full_card
 from backgpt.checkpoint import read_model, save_model
 from backgpt.errors import BackgptError, UsageError
 from backgpt.quantize import count_parameters
@@ -48,8 +49,13 @@ def ship(model: Path, name: str, *, about: Path, measures: Path, models: Path) -
     """
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name: small letters, digits, - and _ are")
-    card = read_as(Card, about).model_copy(update={"measures": read_as(Measures, measures)})
     folder = read_model(model)
+    measured = (
+        {"chat_measures": read_as(ChatMeasures, measures)}
+        if folder.chat
+        else {"measures": read_as(Measures, measures)}
+    )
+    card = read_as(Card, about).model_copy(update=measured)
     read_me = full_card(
         name,
         card,

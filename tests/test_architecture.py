@@ -27,16 +27,21 @@ FLOORS = {
     3: {
         "checkpoint",
         "card",
+        "card_text",
         "builtin",
         "sampling",
+        "slices",
+        "running",
+        "stop_strings",
         "generate",
         "rewind",
         "score",
+        "alternatives",
         "run_folder",
         "training_data",
     },
-    4: {"run", "train", "evaluate", "api", "session", "session_file", "label"},
-    5: {"cli", "__main__"},
+    4: {"run", "train", "evaluate", "evaluate_chat", "api", "session", "session_file", "label"},
+    5: {"cli", "server", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 TORCH_USERS = {"kernels", "model", "optim", "devices", "run", "train"}

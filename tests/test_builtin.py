@@ -14,7 +14,8 @@ import torch
 import backgpt
 from backgpt import builtin
 from backgpt.builtin import describe, find, names
-from backgpt.card import CARD, README, Card, read_card
+from backgpt.card import CARD, Card, read_card
+from backgpt.card_text import README
 from backgpt.checkpoint import ModelFolder, read_model, save_model
 from backgpt.cli import main
 from backgpt.config import TrainConfig

@@ -101,6 +101,11 @@ class Template:
         ids = self._ids([self._end_id], context, question)
         return _message_prompt(ids, Stops((), later=(tag,)))
 
+    def written(self, prompt: Prompt, text: str) -> ModelIds:
+        """Return the ids, (T,), of `text` as a whole message after `prompt`, its end included."""
+        ids = self.language.order.to_model(self.language.tokenizer.encode(text))
+        return ModelIds(_joined(ids, prompt.stops.later))
+
     def messages(self, ids: ModelIds) -> list[Message]:
         """Return the messages that a backward model's `ids`, (T,), hold: read and written ones.
 

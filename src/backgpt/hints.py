@@ -94,6 +94,12 @@ def length_of(text: str) -> Length:
     return LENGTHS[sum(count > limit for limit in LENGTH_LIMITS)]
 
 
+def content_words(text: str) -> set[str]:
+    """Return the words of a text, lower-cased, but for those that are short or frequent."""
+    found = {word for word in words_of(text.lower()) if len(word) >= _LEAST_LETTERS}
+    return found - _FREQUENT
+
+
 def draw_hints(text: str, random: np.random.Generator) -> Hints:
     """Return hints that `text` obeys, drawn from it: perhaps one, perhaps several, perhaps none.
 
@@ -107,8 +113,7 @@ def draw_hints(text: str, random: np.random.Generator) -> Hints:
         match = re.match(rf"\S+(?: \S+){{0,{count - 1}}}", text)
         opening = match.group() if match else None
     if wanted["words"]:
-        found = {word for word in words_of(text.lower()) if len(word) >= _LEAST_LETTERS}
-        choice = sorted(found - _FREQUENT)
+        choice = sorted(content_words(text))
         count = min(int(random.integers(1, MOST_WORDS + 1)), len(choice))
         words = tuple(choice[i] for i in random.choice(len(choice), count, replace=False))
     length = length_of(text) if wanted["length"] else None

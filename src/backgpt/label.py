@@ -147,9 +147,7 @@ class _Judge:
     def row(self, question: str, text: str) -> tuple[ModelIds, ModelIds] | None:
         """Return what is given and what is written, in model order, or None if it is too long."""
         prompt = self.template.reply(question)
-        language = self.template.language
-        answer = language.order.to_model(language.tokenizer.encode(text))
-        written = ModelIds(np.concatenate((answer, prompt.stops.later)))
+        written = self.template.written(prompt, text)
         fits = len(prompt.ids) + len(written) <= self.engine.block_size + 1
         return (prompt.ids, written) if fits else None
 

@@ -2,15 +2,22 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
 if TYPE_CHECKING:
     from backgpt.builtin import ModelInfo
-    from backgpt.card import Loss
 
 BYTES_IN_MB = 1e6
+
+
+class _Loss(NamedTuple):
+    """A loss to show: what it is of, nats per token and bits per byte, on which texts."""
+
+    what: str
+    figure: str
+    set: str
 
 
 def info(
@@ -41,7 +48,7 @@ def _print_table(models: "list[ModelInfo]") -> None:
     rows = [("name", "parameters", "MB", "direction", "context", "loss", "licence", "data")]
     for model in models:
         card = model.card
-        losses = ", ".join(f"{loss.direction} {_loss(loss)}" for loss in _losses(model))
+        losses = ", ".join(f"{loss.what} {loss.figure}" for loss in _losses(model))
         rows.append(
             (
                 model.name,
@@ -71,6 +78,7 @@ def _print_details(model: "ModelInfo") -> None:
         ("size", f"{model.size_bytes / BYTES_IN_MB:.1f} MB, weights as {model.storage}"),
         ("direction", f"{model.direction}, by {model.unit}"),
         ("hints", "opening, words, length" if model.hints else "none"),
+        ("chat", "ask, rewind, reply" if model.chat else "no"),
         ("context", f"{config.block_size:,} ids of {config.vocab_size:,}"),
         ("shape", f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}"),
     ]
@@ -88,7 +96,7 @@ def _print_details(model: "ModelInfo") -> None:
             ("licence", card.licence),
         ]
         lines += [("limit", limit) for limit in card.limits]
-    lines += [("loss", f"{loss.direction}, {_loss(loss)} on {loss.set}") for loss in _losses(model)]
+    lines += [("loss", f"{loss.what}, {loss.figure} on {loss.set}") for loss in _losses(model)]
     for key, value in lines:
         print(f"{key:<12} {value}".rstrip())
 
@@ -103,19 +111,31 @@ def _record(model: "ModelInfo") -> dict[str, Any]:
         "direction": model.direction,
         "unit": model.unit,
         "hints": model.hints,
+        "chat": model.chat,
         **asdict(model.config),
         "card": model.card.model_dump(mode="json") if model.card else None,
     }
 
 
-def _losses(model: "ModelInfo") -> "list[Loss]":
-    """Return the losses of the weights as they are stored, backward first."""
+def _losses(model: "ModelInfo") -> list[_Loss]:
+    """Return the losses of the weights as they are stored, backward first.
+
+    Those of a chat are of what it writes going backward, in each mode.
+    """
     measures = model.card.measures if model.card else None
     found = [
-        loss for loss in (measures.losses if measures else ()) if loss.storage == model.storage
+        _Loss(loss.direction, _figure(loss.nats_per_token, loss.bits_per_byte), loss.set)
+        for loss in (measures.losses if measures else ())
+        if loss.storage == model.storage
     ]
-    return sorted(found, key=lambda loss: loss.direction)
+    chat = model.card.chat_measures if model.card else None
+    of_modes = [
+        _Loss(loss.what, _figure(loss.nats_per_token, loss.bits_per_byte), chat.set)
+        for loss in (chat.losses if chat else ())
+        if chat and loss.direction == "backward" and loss.what != "whole"
+    ]
+    return sorted(found) + of_modes
 
 
-def _loss(loss: "Loss") -> str:
-    return f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.3f})"
+def _figure(nats_per_token: float, bits_per_byte: float) -> str:
+    return f"{nats_per_token:.3f} ({bits_per_byte:.3f})"
