@@ -1,11 +1,12 @@
 """Gather the texts a built-in base model is pretrained on into one JSON lines file.
 
     python scripts/base_corpus.py DATA base.jsonl.xz
-    python scripts/base_corpus.py DATA base.jsonl --share prose=0.06 --share chat=0.25
+    python scripts/base_corpus.py DATA base.jsonl --share prose=0.06 --share prose/simplewiki=0.2
 
 DATA is a folder with the subfolders tinystories, stories, prose, dolly and chat; what is named
-`valid` in it is never read. `--share` keeps that share of a folder's texts, chosen by hash, so
-that the same text is in or out whatever stands beside it. docs/training.md names the sources.
+`valid` in it is never read. `--share` keeps that share of a folder's texts, or of one of its
+files', chosen by hash, so that the same text is in or out whatever stands beside it.
+docs/training.md names the sources.
 """
 
 import argparse
@@ -33,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--share", action="append", default=[], metavar="FOLDER=F")
+    parser.add_argument("--share", action="append", default=[], metavar="FOLDER[/FILE]=F")
     arguments = parser.parse_args()
-    shares = dict.fromkeys(FOLDERS, 1.0) | _shares(parser, arguments.share)
+    shares = _shares(parser, arguments.share)
 
     seen: set[bytes] = set()
     temporary = arguments.out.with_name("." + arguments.out.name)
@@ -44,7 +45,8 @@ def main() -> None:
         for folder, names in FOLDERS.items():
             for path in _files(arguments.data / folder, names):
                 count, size = 0, 0
-                for text in _texts(path, shares[folder], seen):
+                file = f"{folder}/{path.name.split('.')[0]}"
+                for text in _texts(path, shares.get(file, shares.get(folder, 1.0)), seen):
                     out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                     count, size = count + 1, size + len(text.encode())
                 line = f"{folder}/{path.name}: {count:,} texts, {size / 1e6:.1f} MB"
@@ -53,15 +55,16 @@ def main() -> None:
 
 
 def _shares(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, float]:
+    files = [f"{folder}/{name.split('.')[0]}" for folder in FOLDERS for name in FOLDERS[folder]]
     shares = {}
     for item in given:
-        folder, _, share = item.partition("=")
+        part, _, share = item.partition("=")
         try:
-            shares[folder] = float(share)
+            shares[part] = float(share)
         except ValueError:
             parser.error(f"--share {item}: give it as prose=0.1")
-        if folder not in FOLDERS or not 0 <= shares[folder] <= 1:
-            parser.error(f"--share {item}: one of {', '.join(FOLDERS)}, from 0 to 1")
+        if part not in (*FOLDERS, *files) or not 0 <= shares[part] <= 1:
+            parser.error(f"--share {item}: one of {', '.join((*FOLDERS, *files))}, from 0 to 1")
     return shares
 
 

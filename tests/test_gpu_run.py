@@ -50,7 +50,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     for number, name in enumerate(dict.fromkeys(files)):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"text": text}) + "\n" for text in texts[number::8]]
+        said = {"instruction": "Tell me a story.", "response": "Here it is."}
+        lines = [json.dumps({"text": text, **said}) + "\n" for text in texts[number::8]]
         file.write_text("".join(lines))
     return folder
 
@@ -96,8 +97,10 @@ def test_the_whole_run_at_toy_size(data: Path, dataset_path: Path, tmp_path: Pat
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] > stopped_at
 
-    assert "base is still to be brought home" in said
-    assert "base: " in go(2, "--minutes", "0.1")
+    for name in ("stories", "base"):
+        assert f"{name} is still to be brought home" in said
+    for name in ("stories", "base"):
+        assert f"{name}: " in go(2, "--minutes", "0.1")
     pieces = list(home.glob("*.part-*"))
     assert len(pieces) > 1
     assert max(file.stat().st_size for file in pieces) <= 0.1 * 2**20
@@ -105,6 +108,7 @@ def test_the_whole_run_at_toy_size(data: Path, dataset_path: Path, tmp_path: Pat
     model = load(tmp_path / "models" / "stories")
     assert model.score("Once upon a time. The end.").loss < 10
     assert read_model(tmp_path / "models" / "base").direction == "both"
+    assert read_model(tmp_path / "models" / "backchat").chat
     assert "Left to do: nothing" in command(SCRIPTS / "gpu_run.sh", "status", tmp_path / "models")
 
     for file in home.glob("stories.part-0"):
@@ -157,9 +161,11 @@ def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:
     for stage in plan.stages:
         if stage.kind == "train":
             length = {"epochs": 1.0} if stage.fit else {}
-            values = {**plan.settings, **stage.settings, **length, "data": Path("-")}
-            build(TrainConfig, values, origin=stage.name)
-    assert sum(stage.seconds for stage in plan.stages) < 30 * 60
+            spec = plan.data[stage.data]
+            data = {**spec, "init": "-"} if "chat" in spec else {"data": Path("-")}
+            build(TrainConfig, {**plan.settings, **stage.settings, **length, **data}, origin="-")
+    needed = [stage.seconds for stage in plan.stages if stage.ships or stage.kind != "train"]
+    assert sum(needed) < 15 * 60
 
 
 def test_weights_come_home_nearly_as_they_were(
@@ -202,7 +208,7 @@ def test_the_table_says_what_is_left(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     lines = table(plan, state).split("\n")
     assert lines[2].startswith("| scratch | done | 0.0 | 40 | 25.0% | 2.5000 | 2.5000 | 2.5000 |")
-    assert lines[-1].startswith("Left to do: base, tuned (about")
+    assert lines[-1].startswith("Left to do: base, tuned, chat (about")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="do only this stage; repeatable")
     parser.add_argument("--skip", action="append", default=[], help="leave this stage out")
     parser.add_argument("--seconds", action="append", default=[], metavar="STAGE=S")
-    parser.add_argument("--bring", metavar="NAME", help="bring this model, base or stories")
+    parser.add_argument("--bring", metavar="NAME", help="bring this model, such as base")
     parser.add_argument("--anyway", action="store_true", help="train though the tests fail")
     given = parser.parse_args()
     if given.command == "status":

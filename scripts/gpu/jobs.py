@@ -37,18 +37,23 @@ class Clock:
 
 
 class Preparing:
-    """A dataset in the making, beside whatever else is being done, once all its files are there."""
+    """A dataset in the making, beside whatever else is being done, once all its files are there.
+
+    Conversations are read as they are: there is nothing to prepare.
+    """
 
     def __init__(self, plan: Plan, state: State, name: str) -> None:
         spec = plan.data[name]
         self.out = state.folder / PREPARED / name
         self.missing = [
             listed
-            for listed in (*spec["train"], *spec["valid"])
+            for files in spec.values()
+            for listed in files
             if not list((state.folder / "data").glob(f"{listed}*"))
         ]
         self.process: subprocess.Popen[bytes] | None = None
-        if not self.missing and not (self.out / "dataset.json").is_file():
+        prepared = "chat" in spec or (self.out / "dataset.json").is_file()
+        if not self.missing and not prepared:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             log = (self.out.parent / f"{name}.log").open("wb")
             commands = self._commands(state, spec, name)
@@ -174,8 +179,21 @@ def _training(stage: Stage, plan: Plan, state: State) -> list[str]:
     file.write_text("\n".join(lines) + "\n")
     init = state.known(stage, "init")
     command = [sys.executable, "-m", "backgpt", "train", "--config", str(file), "--out", str(run)]
-    data = ["--data", str(state.folder / PREPARED / stage.data)]
-    return [*command, *data, *(["--init", init] if init else [])]
+    return [*command, *_data(stage, plan, state), *(["--init", init] if init else [])]
+
+
+def _data(stage: Stage, plan: Plan, state: State) -> list[str]:
+    """Return the options that say what a training stage is trained on."""
+    spec = plan.data[stage.data]
+    if "chat" not in spec:
+        return ["--data", str(state.folder / PREPARED / stage.data)]
+    return [
+        part
+        for option, key in (("--chat", "chat"), ("--chat-valid", "chat_valid"))
+        for listed in spec[key]
+        for file in (state.folder / "data").glob(f"{listed}*")
+        for part in (option, str(file))
+    ]
 
 
 def _epochs(stage: Stage, plan: Plan, state: State) -> float:

@@ -70,7 +70,10 @@ def shared_out(plan: Plan, data: Path, calls: int) -> list[list[Path]]:
 
     Exits if a file is missing.
     """
-    listed = {name: [*spec["train"], *spec["valid"]] for name, spec in plan.data.items()}
+    listed = {
+        name: [file for files in spec.values() for file in files]
+        for name, spec in plan.data.items()
+    }
     sure = [find(data, file) for file in listed[next(iter(listed))]]
     everything = {find(data, file) for files in listed.values() for file in files}
     shares: list[list[Path]] = [list(sure), *([] for _ in range(calls - 1))]

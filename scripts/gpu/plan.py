@@ -40,7 +40,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan file: its stages, the files of each dataset, and the limits of the machine."""
+    """A plan file: its stages, the files of each dataset, and the limits of the machine.
+
+    A dataset has `train` and `valid`, texts to be prepared, or `chat` and `chat_valid`.
+    """
 
     stages: list[Stage]
     data: dict[str, dict[str, list[str]]]
