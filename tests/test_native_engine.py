@@ -215,6 +215,21 @@ def test_rows_together_get_what_each_gets_alone(dtype: str, isa: str) -> None:
         assert error < (1e-5 if dtype == "float32" else 0.02)
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_whole_numbers_give_the_same_bits_whatever_is_read_beside(dtype: str, isa: str) -> None:
+    config = preset("nano", 512, n_layer=2)
+    engine = NativeEngine(config, random_weights(config), dtype=dtype, threads=2, isa=isa)
+    prompt, ids = some_ids(config, 9), some_ids(config, 40, seed=1)
+    _, alone = engine.prefill(np.concatenate((prompt, ids)))
+    for others in (0, 1, 4, 11, 40):
+        rows, _ = engine.prefill(prompt, 1 + others)
+        for id_ in ids.tolist():
+            logits = engine.step(rows, [id_, *[7] * others])
+        assert np.array_equal(logits[0], alone), others
+        engine.release(rows)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_pass_and_many_steps_give_the_same_log_probabilities(dtype: str) -> None:
     engine = NativeEngine(SMALL, random_weights(SMALL), dtype=dtype)

@@ -2,7 +2,9 @@
 
 Takes jobs, each with a language, a prompt and a way to sample of its own; gives ids as they are
 drawn. What is drawn for a sample depends on its job, its seed and its number in the job, never on
-what runs beside it. The one loop that generates, for one text or for all requests of a server.
+what runs beside it, as far as the engine's numbers do not: the native engine's in int8 and int4 do
+not at all, others' in their last bits. The one loop that generates, for one text or for all
+requests of a server.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
