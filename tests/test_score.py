@@ -2,16 +2,18 @@
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.sampling import logprob_of
-from backgpt.score import bits_per_byte, score_texts, score_written
+from backgpt.score import bits_per_byte, score_texts, score_written, word_scores
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
@@ -128,3 +130,26 @@ def test_what_is_written_is_scored_given_what_stands_before(
         assert len(values) == len(written)
         np.testing.assert_allclose(values, expected[len(given) - 1 :], atol=1e-5)
     assert score_written(engine, []) == []
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(st.one_of(st.text(max_size=30), st.text(" \n.a\u0301😀字", max_size=30)))
+def test_the_scores_of_words_join_to_the_text_and_sum_to_its_score(
+    engine: TorchEngine, tokenizer: Tokenizer, text: str
+) -> None:
+    for direction in ("backward", "forward"):
+        [score] = score_texts(engine, Language(tokenizer, direction, "token"), [text])
+        words = word_scores(tokenizer, text, score)
+        assert "".join(word.text for word in words) == text
+        assert sum(word.logprob for word in words) + score.edge == pytest.approx(
+            score.logprob, abs=1e-3
+        )
+
+
+def test_a_word_stands_with_the_white_space_in_front_of_it(
+    engine: TorchEngine, tokenizer: Tokenizer
+) -> None:
+    text = "Once there\n\n was  a fox.\n"
+    [score] = score_texts(engine, Language(tokenizer, "backward", "token"), [text])
+    found = [word.text for word in word_scores(tokenizer, text, score)]
+    assert found == ["Once", " there", "\n\n was", "  a", " fox.", "\n"]

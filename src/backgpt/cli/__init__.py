@@ -16,6 +16,7 @@ from backgpt.cli.info import info
 from backgpt.cli.label import label
 from backgpt.cli.prepare import prepare
 from backgpt.cli.sample import sample
+from backgpt.cli.serve import serve
 from backgpt.cli.train import train
 from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
 
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(sample)
 app.command()(chat)
 app.command()(label)
+app.command()(serve)
 app.command()(info)
 
 

@@ -1,0 +1,203 @@
+"""`backgpt serve`: the page and the API, on this machine."""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from backgpt.cli.chat import CHAT_MODEL
+from backgpt.cli.given import open_model
+from backgpt.errors import BackgptError, MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from backgpt.server.catalog import Catalog
+    from backgpt.server.decode import Decoder
+    from backgpt.server.guard import Rules
+
+KEY_VARIABLE = "BACKGPT_API_KEY"
+UPSTREAM_KEY_VARIABLE = "BACKGPT_UPSTREAM_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
+GRACE_SECONDS = 3
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        Option(
+            help="A built-in model's name, a model folder, a checkpoint, or a run folder; all "
+            "built-in models if none is given. NAME=FOLDER calls it NAME. Repeatable."
+        ),
+    ] = None,
+    host: Annotated[str, Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8017,
+    api_key_file: Annotated[
+        Path | None,
+        Option(help=f"A file with the key that clients must send; {KEY_VARIABLE} does the same."),
+    ] = None,
+    open_to_network: Annotated[
+        bool,
+        Option("--open-to-network", help="Listen beyond this machine without an API key."),
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        Option(help="Another name by which browsers reach this server. Repeatable."),
+    ] = None,
+    max_running: Annotated[int, Option(help="Most texts that are written at a time.", min=1)] = 64,
+    max_waiting: Annotated[
+        int, Option(help="Most texts that wait; beyond, clients are told to try again.", min=0)
+    ] = 256,
+    upstream: Annotated[
+        str | None,
+        Option(
+            help="Write on another server, by its URL: one that serves the same model, such as "
+            "vLLM; scores and alternatives are still computed here."
+        ),
+    ] = None,
+    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+) -> None:
+    """Serve the page where text grows leftward, and an API in OpenAI's shape.
+
+    It listens on this machine only, sends nothing anywhere, and logs no text.
+    """
+    key = _api_key(api_key_file)
+    if host not in LOOPBACK and key is None and not open_to_network:
+        raise UsageError(
+            f"host = {host}: others could reach this server; give it an API key "
+            f"(--api-key-file or {KEY_VARIABLE}), or say --open-to-network"
+        )
+    try:
+        import uvicorn  # noqa: F401
+
+        from backgpt.server.app import Settings, create_app
+        from backgpt.server.decode import Decoder
+        from backgpt.server.upstream import Upstream
+    except ModuleNotFoundError:
+        raise MissingExtraError("the server", "serve") from None
+
+    catalog = _catalog(model, device, threads)
+    listening = _listen(host, port)
+    decoder = Decoder(max_running=max_running, max_waiting=max_waiting)
+    writer = None
+    if upstream is not None:
+        writer = Upstream(
+            upstream,
+            catalog,
+            max_in_flight=max_running + max_waiting,
+            api_key=os.environ.get(UPSTREAM_KEY_VARIABLE),
+        )
+    settings = Settings(rules=_rules(host, key, allowed_host))
+    app = create_app(catalog, decoder=decoder, writer=writer, settings=settings)
+    print(f"backgpt: serving {catalog.names} at {_url(listening)}", file=sys.stderr, flush=True)
+    _run(app, decoder, listening)
+
+
+def _run(app: "FastAPI", decoder: "Decoder", listening: socket.socket) -> None:
+    """Answer requests until told to end. Raises BackgptError if the models cannot be run."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.WARNING, format="backgpt: %(message)s")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+    def stop(signal: int, frame: Any) -> None:
+        decoder.ask_to_stop()  # so that streams end, before connections are waited for
+        uvicorn.Server.handle_exit(server, signal, frame)
+
+    def died() -> None:
+        server.should_exit = True
+
+    server.handle_exit = stop  # type: ignore[assignment, method-assign]
+    decoder.died = died
+    server.run(sockets=[listening])
+    if not decoder.stopped_in_peace:
+        raise BackgptError("the models can no longer be run: start the server again")
+
+
+def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Catalog":
+    """Load the models that are wanted. Raises as `api.load`, and DataError if there is none."""
+    from backgpt import builtin
+    from backgpt.server.catalog import Catalog, Served
+
+    models: dict[str, Served] = {}
+    for one in wanted or builtin.names():
+        name, separator, path = one.partition("=")
+        path = path if separator else name
+        if not separator and path not in builtin.names():
+            name = Path(path).resolve().name
+        if name in models:
+            raise UsageError(f"two models are called {name}: call one of them NAME=FOLDER")
+        card = builtin.describe(path).card
+        loaded = open_model(path, engine=None, device=device, **_threads(threads))
+        models[name] = Served(loaded, card.description if card else "")
+    if not models:
+        raise UsageError("no built-in model is installed: name one with --model")
+    first = next(iter(models))
+    chat = next((name for name, one in models.items() if one.model.takes_chat), CHAT_MODEL)
+    return Catalog(
+        models,
+        completions=builtin.DEFAULT if builtin.DEFAULT in models else first,
+        chat=CHAT_MODEL if CHAT_MODEL in models else chat,
+    )
+
+
+def _threads(threads: int | None) -> dict[str, int]:
+    return {} if threads is None else {"threads": threads}
+
+
+def _api_key(file: Path | None) -> str | None:
+    """Return the key that clients must send, if there is one."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"the API key cannot be read from {file}: give another file") from None
+    if not key:
+        raise UsageError(f"{file} is empty: write the API key into it")
+    return key
+
+
+def _rules(host: str, key: str | None, allowed: list[str] | None) -> "Rules":
+    from backgpt.server.guard import Rules
+
+    names = {*LOOPBACK, *(name.lower() for name in allowed or ())}
+    if host in EVERYWHERE:
+        names.add(socket.gethostname().lower())
+    else:
+        names.add(host.lower())
+    return Rules(hosts=frozenset(names), any_address=host in EVERYWHERE, api_key=key)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound. Raises BackgptError if that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise BackgptError(
+            f"cannot listen on {host}, port {port}: {_reason(error)}; choose another --port"
+        ) from None
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"

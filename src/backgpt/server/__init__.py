@@ -1,0 +1,5 @@
+"""The server: HTTP in OpenAI's shape, streams, and the page where text grows leftward.
+
+Needs the extra `serve`. `app.create_app` makes it of models; nothing here runs a model but the
+decode thread.
+"""

@@ -1,0 +1,169 @@
+"""The application: routes, errors in OpenAI's shape, the page, and the decode thread's life."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from backgpt import __version__
+from backgpt.errors import BackgptError
+from backgpt.server import chat, completions, scores
+from backgpt.server.answers import ErrorBody, Health, ModelList
+from backgpt.server.catalog import Catalog
+from backgpt.server.decode import Decoder
+from backgpt.server.failures import ApiError, CatchFaults, as_api_error, error_response
+from backgpt.server.guard import Guard, Rules
+from backgpt.server.metrics import CountRequests, Metrics
+from backgpt.server.service import Service, TheService, Writes
+
+PAGE = Path(__file__).parent / "page"
+STUCK_SECONDS = 5.0
+TITLE = "backgpt"
+PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503)
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server is run: what it lets through, and where its page lies."""
+
+    rules: Rules = field(default_factory=Rules)
+    page: Path = PAGE
+
+
+def create_app(
+    catalog: Catalog,
+    *,
+    decoder: Decoder | None = None,
+    writer: Writes | None = None,
+    settings: Settings | None = None,
+) -> FastAPI:
+    """Return the application that serves `catalog`.
+
+    Its lifespan starts and stops the `decoder`. Without a `writer` that is what writes, too.
+    """
+    settings = settings or Settings()
+    decoder = decoder or Decoder()
+    metrics = Metrics(decoder)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        decoder.start()
+        try:
+            yield
+        finally:
+            decoder.stop()
+
+    app = FastAPI(
+        title=TITLE,
+        version=__version__,
+        description="Language models that predict the previous token, in OpenAI's shape.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    app.state.service = Service(catalog, decoder, writer or decoder)
+    for router in (completions.router, chat.router, scores.router):
+        app.include_router(router)
+    _add_watching(app, decoder, metrics)
+    _add_page(app, settings.page)
+    _add_errors(app)
+    routes = frozenset(app.openapi()["paths"]) | {"/"}
+    app.add_middleware(CatchFaults)
+    app.add_middleware(Guard, rules=settings.rules)
+    app.add_middleware(CountRequests, metrics=metrics, routes=routes)
+    return app
+
+
+def _add_watching(app: FastAPI, decoder: Decoder, metrics: Metrics) -> None:
+    @app.get("/v1/models", response_model=ModelList)
+    async def models(service: TheService) -> ModelList:
+        """List the models that are served."""
+        return service.catalog.list()
+
+    @app.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def health(response: Response) -> Health:
+        """Say whether the thread that runs the models moves."""
+        seconds = decoder.seconds_since_last_round
+        stuck = seconds > STUCK_SECONDS or not decoder.is_alive
+        if stuck:
+            response.status_code = 503
+        return Health(status="stuck" if stuck else "ok", seconds_since_last_round=round(seconds, 3))
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        """Tell Prometheus what the server does."""
+        return Response(metrics.text(), media_type=PLAIN_TEXT)
+
+
+def _add_page(app: FastAPI, page: Path) -> None:
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index() -> Response:
+        if not (page / "index.html").is_file():
+            raise ApiError(404, "this installation has no page: the API is at /v1/models")
+        return FileResponse(page / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/static", _Static(directory=page, check_dir=False))
+
+
+class _Static(StaticFiles):
+    """Files of the page, which a browser asks for anew: a new version must not meet an old one."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Tell all errors in OpenAI's shape, and none of the client's own words back."""
+
+    def told(kind: type[Exception], make: Callable[[Any], ApiError]) -> None:
+        async def tell(_: Request, error: Exception) -> Response:
+            return error_response(make(error))
+
+        app.add_exception_handler(kind, tell)
+
+    told(BackgptError, as_api_error)
+    told(RequestValidationError, _invalid)
+    told(HTTPException, lambda e: ApiError(e.status_code, str(e.detail), headers=e.headers))
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """Return a 400 that says what is wrong with which field, the first of them."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not JSON")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "this field is not known here: leave it out"
+    return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI schema, made once, without the 422 that is never sent."""
+    if not app.openapi_schema:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        app.openapi_schema = schema
+    return app.openapi_schema

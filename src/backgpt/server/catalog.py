@@ -1,0 +1,103 @@
+"""The models that are served, by name.
+
+A name followed by `:forward` or `:backward` means the model running that way, for clients that
+have no field to say it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from backgpt.api import Model
+from backgpt.engine import Engine
+from backgpt.errors import UsageError
+from backgpt.order import Direction
+from backgpt.server.answers import ModelCard, ModelDetails, ModelList
+from backgpt.server.failures import ApiError
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, and what its card says it is."""
+
+    model: Model
+    description: str = ""
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Which ways it runs, its main one first."""
+        if self.model.language.told:
+            return list(DIRECTIONS)
+        return [self.model.direction]
+
+
+class Catalog:
+    """Finds models; `completions` and `chat` name those that are meant when none is named."""
+
+    def __init__(self, models: Mapping[str, Served], *, completions: str, chat: str) -> None:
+        self._models = dict(models)
+        self._completions, self._chat = completions, chat
+
+    @property
+    def names(self) -> str:
+        """The names of all models, with commas between."""
+        return ", ".join(self._models)
+
+    def name_of(self, engine: Engine) -> str:
+        """Return the name of the model that an engine runs."""
+        return next(name for name, one in self._models.items() if one.model.engine is engine)
+
+    def for_text(self, name: str | None, direction: Direction | None = None) -> tuple[str, Model]:
+        """Return the name and the model to write or score with, running in `direction`.
+
+        Raises ApiError if there is none of that name, or it does not run that way.
+        """
+        return self._find(name or self._completions, direction)
+
+    def for_chat(self, name: str | None) -> tuple[str, Model]:
+        """Return the name and the model to chat with. Raises ApiError if there is none."""
+        return self._find(name or self._chat, None)
+
+    def list(self) -> ModelList:
+        """Return what is served."""
+        return ModelList(
+            data=[
+                ModelCard(
+                    id=name,
+                    backgpt=ModelDetails(
+                        directions=served.directions,
+                        hints=served.model.takes_hints,
+                        chat=served.model.takes_chat,
+                        block_size=served.model.engine.block_size,
+                        description=served.description,
+                    ),
+                )
+                for name, served in self._models.items()
+            ]
+        )
+
+    def _find(self, name: str, direction: Direction | None) -> tuple[str, Model]:
+        base, _, way = name.rpartition(":")
+        if name not in self._models and way in DIRECTIONS and base in self._models:
+            if direction not in (None, way):
+                raise ApiError(
+                    400, f"direction = {direction}, but the model is {name}", param="model"
+                )
+            name, direction = base, way
+        served = self._models.get(name)
+        if served is None:
+            raise ApiError(
+                404,
+                f"there is no model {name!r} here: choose one of {self.names}",
+                param="model",
+                code="model_not_found",
+            )
+        model = served.model
+        if direction is not None and direction != model.direction:
+            try:
+                model = model.turned()
+            except UsageError as error:
+                raise ApiError(400, f"{name}: {error}", param="backgpt.direction") from None
+        return name, model

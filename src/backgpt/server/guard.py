@@ -1,0 +1,144 @@
+"""Who may ask what: checked before anything else, in pure ASGI.
+
+A page of another site must not reach a server on this machine: so the Host has to be one of ours
+(DNS rebinding), an Origin has to be the same, nothing is allowed across origins, and a POST has to
+be JSON, which no form can send.
+"""
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backgpt.server.failures import ApiError, error_response
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+WITHOUT_KEY = ("/", "/health")
+STATIC = "/static/"
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is let through.
+
+    `hosts` are the names and addresses the server is reached by; with `any_address` every IP
+    address is one, for a server that is open to a network. Without `api_key` nobody needs one.
+    """
+
+    hosts: frozenset[str] = frozenset(LOOPBACK)
+    any_address: bool = False
+    api_key: str | None = None
+    most_body_bytes: int = 1 << 20
+
+
+class Guard:
+    """Middleware that refuses what the rules do not let through, and sets the security headers."""
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self._app, self._rules = app, rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            check(scope, self._rules)
+            body = await _whole(receive, self._rules.most_body_bytes)
+        except ApiError as error:
+            await error_response(error)(scope, receive, with_headers)
+            return
+        await self._app(scope, _again(body, receive), with_headers)
+
+
+def check(scope: Scope, rules: Rules) -> None:
+    """Raise ApiError for a request that must not be."""
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    if not _is_ours(host, rules):
+        raise ApiError(403, "this host name is not the server's", code="host")
+    origin = headers.get("origin")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise ApiError(403, "requests from other origins are not taken", code="origin")
+    if rules.api_key is not None and not _is_open(scope["path"]):
+        _check_key(headers.get("authorization", ""), rules.api_key)
+    if scope["method"] == "POST":
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "send the body as application/json", code="content_type")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > rules.most_body_bytes:
+        raise _too_large(rules.most_body_bytes)
+
+
+async def _whole(receive: Receive, most: int) -> bytes:
+    """Return the body. Raises ApiError if it is longer than `most` bytes, whatever it says."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most:
+            raise _too_large(most)
+    return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body that was read already, and then what comes after it."""
+    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def give() -> Message:
+        nonlocal message
+        given, message = message, None
+        return given or await receive()
+
+    return give
+
+
+def _is_ours(host: str, rules: Rules) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name in rules.hosts:
+            return True
+        return rules.any_address and bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _is_open(path: str) -> bool:
+    """Return whether a path needs no key: health, and the page without what it does."""
+    return path in WITHOUT_KEY or path.startswith(STATIC)
+
+
+def _check_key(authorization: str, key: str) -> None:
+    scheme, _, given = authorization.partition(" ")
+    same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+    if scheme.lower() != "bearer" or not same:
+        raise ApiError(
+            401,
+            "this server needs its API key, as Authorization: Bearer",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most:,} bytes: send less", code="too_large")

@@ -1,0 +1,126 @@
+/** Talking to the server: JSON, streams of events, the API key, and errors in plain words. */
+
+const KEY = "backgpt.key";
+
+/** What went wrong, in one line that says what to do. */
+export class ApiError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [status] 0 when no answer came
+   */
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** @type {() => Promise<string|null>} */
+let askForKey = async () => null;
+
+/**
+ * Say how to get an API key when the server wants one.
+ * @param {() => Promise<string|null>} ask gives null when the user would rather not
+ */
+export function onKeyWanted(ask) {
+  askForKey = ask;
+}
+
+/**
+ * Send a request and return the answer's JSON.
+ * @param {string} path
+ * @param {object} [body] without one it is a GET
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
+export async function request(path, body, signal) {
+  const response = await send(path, body, signal);
+  return await response.json();
+}
+
+/**
+ * Send a request and yield the events of its answer as they come.
+ * @param {string} path
+ * @param {object} body
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<any>}
+ */
+export async function* stream(path, body, signal) {
+  const response = await send(path, { ...body, stream: true }, signal);
+  try {
+    for await (const data of events(response)) {
+      if (data === "[DONE]") return;
+      const event = JSON.parse(data);
+      if (event.error) throw new ApiError(`${event.error.message}`, response.status);
+      yield event;
+    }
+  } catch (error) {
+    if (error instanceof ApiError || signal.aborted) throw error;
+  }
+  throw new ApiError("The connection broke. What came stays; go on from it, or write again.");
+}
+
+/**
+ * Yield the data of each server-sent event.
+ * @param {Response} response
+ */
+async function* events(response) {
+  if (!response.body) return;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (waiting + value).split("\n");
+      waiting = lines.pop() ?? "";
+      for (const line of lines) {
+        // An event of this server is one line of data; comments and blank lines mean nothing.
+        if (line.startsWith("data:")) yield line.slice("data:".length).trim();
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/**
+ * @param {string} path
+ * @param {object} [body]
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<Response>}
+ */
+async function send(path, body, signal) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    /** @type {Record<string, string>} */
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    if (body) headers["Content-Type"] = "application/json";
+    const settings = { method: body ? "POST" : "GET", headers, signal };
+    let response;
+    try {
+      response = await fetch(path, body ? { ...settings, body: JSON.stringify(body) } : settings);
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      throw new ApiError("The server cannot be reached: see whether it still runs, and try again.");
+    }
+    if (response.ok) return response;
+    if (response.status !== 401) throw await explained(response);
+    const given = await askForKey();
+    if (given === null)
+      throw new ApiError("This server asks for an API key: try again to give it.", 401);
+    sessionStorage.setItem(KEY, given);
+  }
+}
+
+/** @param {Response} response */
+async function explained(response) {
+  const { status } = response;
+  if (status === 429) {
+    const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10) || 5;
+    return new ApiError(`The server is busy: try again in ${seconds} s.`, status);
+  }
+  if (status === 503)
+    return new ApiError("The server is not ready: try again in a moment.", status);
+  const said = await response.json().catch(() => null);
+  return new ApiError(said?.error?.message ?? `The server answered ${status}: try again.`, status);
+}

@@ -1,0 +1,204 @@
+/** BackChat: you answer, it asks; or a whole conversation rewound; or a reply. */
+
+import { ApiError, stream } from "./api.js";
+import { ChatView } from "./chat_view.js";
+import { announce, byId, prefersStillness, showProblem } from "./dom.js";
+import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
+import { Pace } from "./pace.js";
+
+/**
+ * @typedef {"ask" | "rewind" | "reply"} Mode
+ * @typedef {{role: "user" | "assistant", content: string}} Message
+ * One thing you said and what was written for it: `options` are the candidates, each the messages
+ * that were written, in reading order; `rest` is the conversation that follows, said before.
+ * @typedef {object} Exchange
+ * @property {Mode} mode
+ * @property {Message} said
+ * @property {Message[][]} options
+ * @property {Message[]} rest
+ * @property {string} context
+ */
+
+const PIECES_PER_SECOND = 22;
+
+export class Chat {
+  constructor() {
+    this.form = /** @type {HTMLFormElement} */ (byId("say"));
+    this.view = new ChatView({
+      keep: (option) => this.keep(option),
+      again: () => this.again(),
+    });
+    /** @type {Exchange[]} newest first */
+    this.exchanges = [];
+    /** @type {AbortController | null} */
+    this.writing = null;
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.say();
+    });
+    this.form.addEventListener("change", () => this.view.showMode(this.mode));
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.say();
+    });
+    byId("chat-stop").addEventListener("click", () => this.writing?.abort());
+    byId("new-chat").addEventListener("click", () => this.begin());
+    this.view.showMode(this.mode);
+  }
+
+  /** @param {import("./models.js").Model[]} models */
+  offer(models) {
+    const able = models.filter((model) => abilities(model).chat);
+    offerModels(this.field("model"), able);
+    this.view.showWhetherAble(able.length > 0);
+  }
+
+  /** @returns {Mode} */
+  get mode() {
+    return this.field("mode").value;
+  }
+
+  /**
+   * @param {string} name
+   * @returns {any} a field, or the radio buttons of that name
+   */
+  field(name) {
+    return this.form.elements.namedItem(name);
+  }
+
+  /** Begin a new conversation. */
+  begin() {
+    this.exchanges = [];
+    this.view.render(this.exchanges);
+    byId("message").focus();
+  }
+
+  /** Say what stands in the field. */
+  say() {
+    const content = this.field("message").value.trim();
+    if (this.writing) return;
+    if (!content) {
+      showProblem("Say something first.");
+      byId("message").focus();
+      return;
+    }
+    const { mode } = this;
+    const [newest] = this.exchanges;
+    if (mode === "ask" && newest && newest.options.length > 1) {
+      showProblem("Keep one of the candidates first: the conversation goes on from it.");
+      return;
+    }
+    const context = this.field("context").value.trim();
+    const goesOn = mode === "ask" && newest?.mode === "ask" && newest.context === context;
+    const rest = goesOn ? [...newest.options[0], newest.said, ...newest.rest] : [];
+    const role = mode === "reply" ? "user" : "assistant";
+    this.write({ mode, said: { role, content }, options: [], rest, context }, this.exchanges);
+  }
+
+  /** Write for the newest exchange once more. */
+  again() {
+    const [newest, ...older] = this.exchanges;
+    if (newest && !this.writing) this.write({ ...newest, options: [] }, older);
+  }
+
+  /** @param {number} option */
+  keep(option) {
+    const [newest, ...older] = this.exchanges;
+    this.exchanges = [{ ...newest, options: [newest.options[option]] }, ...older];
+    this.view.render(this.exchanges);
+    byId("message").focus();
+  }
+
+  /**
+   * @param {Exchange} asked
+   * @param {Exchange[]} older
+   */
+  async write(asked, older) {
+    showProblem("");
+    const exchange = {
+      ...asked,
+      options: Array.from({ length: Number(this.field("n").value) }, () => []),
+    };
+    let body;
+    try {
+      body = this.request(exchange);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      showProblem(error.message);
+      return;
+    }
+    this.writing = new AbortController();
+    this.view.startWriting([exchange, ...older]);
+    announce("writing");
+    const { signal } = this.writing;
+    const problem = await this.follow(body, exchange, signal);
+    this.writing = null;
+    exchange.options = exchange.options.filter((messages) => messages.length);
+    const came = exchange.options.length > 0;
+    if (came) {
+      this.exchanges = [exchange, ...older];
+      if (this.field("message").value.trim() === exchange.said.content)
+        this.field("message").value = "";
+    }
+    this.view.render(this.exchanges);
+    this.view.endWriting(came ? `seed ${body.seed}` : "");
+    const nothing = "No message came to its beginning: try again, or say something else.";
+    showProblem(problem || (came || signal.aborted ? "" : nothing));
+    announce(came ? "done" : "");
+  }
+
+  /** @param {Exchange} exchange */
+  request({ mode, said, rest, context, options }) {
+    const turns = wholeNumber(this.field("turns"), "Messages to write", 1) ?? 3;
+    return {
+      model: this.field("model").value,
+      messages: [said, ...rest],
+      n: options.length,
+      temperature: Number(this.field("temperature").value),
+      seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),
+      stream_options: { order: "prepend" },
+      backgpt: { mode, ...(mode === "rewind" && { turns }), ...(context && { context }) },
+    };
+  }
+
+  /**
+   * Follow the stream into an exchange's options; return what went wrong.
+   * @param {object} body
+   * @param {Exchange} exchange
+   * @param {AbortSignal} signal
+   */
+  async follow(body, { options }, signal) {
+    const speed = () => (prefersStillness() ? 0 : PIECES_PER_SECOND);
+    const paces = options.map((messages, option) => {
+      let turn = -1;
+      return new Pace(
+        (/** @type {{turn: number, role: Message["role"], text: string}} */ piece) => {
+          if (piece.turn > turn) messages.unshift({ role: piece.role, content: "" });
+          turn = Math.max(turn, piece.turn);
+          messages[0].content = piece.text + messages[0].content;
+          this.view.prepend(option, piece);
+        },
+        speed,
+      );
+    });
+    signal.addEventListener("abort", () => paces.forEach((one) => one.stop()));
+    let problem = "";
+    /** @type {Map<number, Message[]>} what an option is in the end, where the server says so */
+    const finals = new Map();
+    try {
+      for await (const { choices } of stream("v1/chat/completions", body, signal)) {
+        for (const { index, delta, finish_reason, backgpt } of choices ?? []) {
+          const text = delta?.content ?? "";
+          const { turn = 0, role = "user", messages } = backgpt ?? {};
+          if (text || (delta?.role && !finish_reason)) paces[index].push({ turn, role, text });
+          if (messages) finals.set(index, messages);
+        }
+      }
+    } catch (error) {
+      if (!signal.aborted && !(error instanceof ApiError)) throw error;
+      if (error instanceof ApiError) problem = error.message;
+    }
+    await Promise.all(paces.map((one) => one.shown()));
+    if (!signal.aborted) for (const [index, messages] of finals) options[index] = messages;
+    return problem;
+  }
+}

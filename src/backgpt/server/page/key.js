@@ -1,0 +1,44 @@
+/** The form that asks for the API key. */
+
+import { byId } from "./dom.js";
+
+/** @type {Promise<string | null> | null} */
+let asking = null;
+
+/** Ask for the key, once for all who wait for it; null if the user would rather not. */
+export function askForKey() {
+  asking ??= answer().finally(() => {
+    asking = null;
+  });
+  return asking;
+}
+
+/** @returns {Promise<string | null>} */
+function answer() {
+  const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
+  const form = /** @type {HTMLFormElement} */ (byId("key-form"));
+  const field = /** @type {HTMLInputElement} */ (byId("key"));
+  field.value = "";
+  dialog.showModal();
+  field.focus();
+  return new Promise((resolve) => {
+    const listening = new AbortController();
+    const { signal } = listening;
+    const end = (/** @type {string | null} */ key) => {
+      listening.abort();
+      dialog.close();
+      field.value = "";
+      resolve(key);
+    };
+    form.addEventListener(
+      "submit",
+      (event) => {
+        event.preventDefault();
+        if (field.value.trim()) end(field.value.trim());
+      },
+      { signal },
+    );
+    byId("key-cancel").addEventListener("click", () => end(null), { signal });
+    dialog.addEventListener("cancel", () => end(null), { signal });
+  });
+}

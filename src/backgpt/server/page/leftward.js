@@ -1,0 +1,208 @@
+/**
+ * Text that grows at its beginning. Lines are filled from the end of a paragraph, so that what
+ * stands there stays where it is: a new word only ever joins the topmost line, or begins one above.
+ *
+ *                          there was a fox.
+ *     He was happy, and they lived happily ever
+ *                                        after.
+ *
+ * The text content of the element is the text, character by character.
+ */
+
+import { make } from "./dom.js";
+import { units } from "./text.js";
+
+const WIDEST_SPACE = 0.3; // em that a full line's spaces may gain, so that it reaches the margin
+
+/**
+ * A word on the sheet. `fromEnd` is how far its first letter is from the end of the text: it stays
+ * as it is while the text grows.
+ * @typedef {{gap: string, word: string, fromEnd: number, element: HTMLElement}} Placed
+ * @typedef {{element: HTMLElement, words: Placed[]}} Line
+ * @typedef {{element: HTMLElement, lines: Line[]}} Paragraph
+ */
+
+export class LeftwardText {
+  /**
+   * @param {HTMLElement} root an element whose width is the width of the lines
+   * @param {() => void} [changed] called when all words have been placed anew
+   */
+  constructor(root, changed = () => {}) {
+    this.root = root;
+    this.text = "";
+    /** How many characters at the end were given. */
+    this.given = 0;
+    /** @type {Paragraph[]} */
+    this.paragraphs = [];
+    this.changed = changed;
+    this.width = 0;
+    new ResizeObserver(() => {
+      if (Math.abs(root.clientWidth - this.width) >= 1) this.set(this.text, this.given);
+    }).observe(root);
+  }
+
+  /**
+   * Show a text.
+   * @param {string} text
+   * @param {number} [given] how many characters at its end were given
+   */
+  set(text, given = 0) {
+    this.given = given;
+    this.text = "";
+    this.paragraphs = [];
+    this.root.replaceChildren();
+    this.width = this.root.clientWidth;
+    this.openParagraph();
+    this.grow(text, false);
+    this.changed();
+  }
+
+  /**
+   * Put a piece in front of the text.
+   * @param {string} piece
+   */
+  prepend(piece) {
+    this.grow(piece, true);
+  }
+
+  /** All words in reading order. */
+  get words() {
+    const lines = this.paragraphs.flatMap((paragraph) => paragraph.lines);
+    return lines.flatMap((line) => line.words.filter((placed) => placed.word));
+  }
+
+  /** The words of each line that has any, from the topmost down. */
+  get rows() {
+    const lines = this.paragraphs.flatMap((paragraph) => paragraph.lines);
+    return lines
+      .map((line) => line.words.filter((placed) => placed.word))
+      .filter((row) => row.length);
+  }
+
+  /**
+   * @param {string} piece
+   * @param {boolean} fresh whether the words should be seen to arrive
+   */
+  grow(piece, fresh) {
+    if (!piece) return;
+    const [first] = this.paragraphs[0].lines[0].words;
+    let fromEnd = first ? first.fromEnd - first.word.length : this.text.length;
+    const parts = (piece + (first ? first.gap + first.word : "")).split("\n");
+    this.text = piece + this.text;
+    fromEnd = this.fill(parts.pop() ?? "", fromEnd, fresh, first);
+    while (parts.length) {
+      this.openParagraph();
+      fromEnd = this.fill(parts.pop() ?? "", fromEnd + 1, fresh);
+    }
+  }
+
+  /**
+   * Put a part without line breaks in front of the first paragraph; `first` is the word there, which
+   * the part ends with, perhaps with letters before it.
+   * @param {string} part
+   * @param {number} fromEnd
+   * @param {boolean} fresh
+   * @param {Placed} [first]
+   * @returns {number} how far the beginning of the part is from the end of the text
+   */
+  fill(part, fromEnd, fresh, first) {
+    const line = this.paragraphs[0].lines[0];
+    const found = units(part);
+    while (found.length) {
+      const { gap, word } = /** @type {import("./text.js").Unit} */ (found.pop());
+      fromEnd += word.length;
+      if (first) {
+        Object.assign(first, { gap, word, fromEnd });
+        show(first);
+        first = undefined;
+      } else {
+        const element = make("span", { class: "unit" });
+        element.append(make("span", { class: "gap" }), make("span", { class: "word" }));
+        const placed = { gap, word, fromEnd, element };
+        show(placed);
+        element.lastElementChild?.classList.toggle("fresh", fresh);
+        line.words.unshift(placed);
+        line.element.prepend(element);
+      }
+      const written = /** @type {HTMLElement} */ (line.words[0].element.lastElementChild);
+      written.classList.toggle("given", fromEnd <= this.given);
+      fromEnd += gap.length;
+    }
+    this.breakTopLine();
+    return fromEnd;
+  }
+
+  openParagraph() {
+    this.paragraphs[0]?.element.prepend(make("span", { class: "break" }, "\n"));
+    const line = { element: make("div", { class: "line" }), words: [] };
+    const paragraph = make("div", { class: "paragraph", dir: "auto" }, line.element);
+    this.root.prepend(paragraph);
+    this.paragraphs.unshift({ element: paragraph, lines: [line] });
+  }
+
+  /** Move the words that no longer fit the topmost line to new lines above it. */
+  breakTopLine() {
+    const paragraph = this.paragraphs[0];
+    const measure = ruler(this.root);
+    for (;;) {
+      const line = paragraph.lines[0];
+      let width = 0;
+      let from = line.words.length;
+      while (from > 0) {
+        const next = line.words[from - 1];
+        const space = from < line.words.length ? measure(line.words[from].gap) : 0;
+        const wider = width + space + measure(next.word);
+        if (this.width && wider > this.width && from < line.words.length) break;
+        width = wider;
+        from -= 1;
+      }
+      line.element.classList.toggle("long", this.width > 0 && width > this.width);
+      if (from === 0) return;
+      const above = { element: make("div", { class: "line" }), words: line.words.splice(0, from) };
+      above.element.append(...above.words.map(({ element }) => element));
+      line.element.before(above.element);
+      paragraph.lines.unshift(above);
+      this.fillOut(line, this.width - width);
+    }
+  }
+
+  /**
+   * Widen the spaces of a full line.
+   * @param {Line} line
+   * @param {number} spare pixels that are left
+   */
+  fillOut(line, spare) {
+    const spaces = line.words.slice(1).reduce((sum, { gap }) => sum + gap.length, 0);
+    const size = Number.parseFloat(getComputedStyle(this.root).fontSize);
+    if (spaces)
+      line.element.style.wordSpacing = `${Math.min(spare / spaces, WIDEST_SPACE * size)}px`;
+  }
+}
+
+/** @param {Placed} placed */
+function show({ gap, word, element }) {
+  const [before, written] = element.children;
+  before.textContent = gap;
+  written.textContent = word;
+}
+
+const canvas = document.createElement("canvas").getContext("2d");
+/** @type {Map<string, number>} */
+const widths = new Map();
+
+/**
+ * Return a function that measures text in the font of an element, in pixels.
+ * @param {HTMLElement} element
+ */
+function ruler(element) {
+  const { fontStyle, fontWeight, fontSize, fontFamily } = getComputedStyle(element);
+  const font = `${fontStyle} ${fontWeight} ${fontSize} ${fontFamily}`;
+  return (/** @type {string} */ text) => {
+    const known = widths.get(font + text);
+    if (known !== undefined || !canvas) return known ?? 0;
+    canvas.font = font;
+    const { width } = canvas.measureText(text);
+    widths.set(font + text, width);
+    return width;
+  };
+}

@@ -1,0 +1,52 @@
+/** The models of the server, and the fields that choose one. */
+
+import { make } from "./dom.js";
+
+/**
+ * @typedef {{directions: string[], hints: boolean, chat: boolean, block_size: number}} Abilities
+ * @typedef {{id: string, backgpt?: Partial<Abilities>}} Model
+ */
+
+/**
+ * Return what a model can do.
+ * @param {Model | undefined} model
+ * @returns {Abilities}
+ */
+export function abilities(model) {
+  const known = model?.backgpt ?? {};
+  return { directions: ["backward"], hints: false, chat: false, block_size: 512, ...known };
+}
+
+/**
+ * Offer models in a field, keeping the one that is chosen; at first it is one that takes hints.
+ * @param {HTMLSelectElement} field
+ * @param {Model[]} models
+ */
+export function offerModels(field, models) {
+  const chosen = models.find(({ id }) => id === field.value);
+  const first = chosen ?? models.find((model) => abilities(model).hints) ?? models[0];
+  field.replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
+  if (first) field.value = first.id;
+}
+
+/** Draw a seed, 32 bits. */
+export function drawSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+/**
+ * Read a field that holds a whole number, or nothing. Raises RangeError with what to do.
+ * @param {HTMLInputElement} field
+ * @param {string} name
+ * @param {number} least
+ * @returns {number | undefined}
+ */
+export function wholeNumber(field, name, least) {
+  const text = field.value.trim();
+  if (!text) return undefined;
+  const value = Number(text);
+  if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= least) return value;
+  field.closest("details")?.setAttribute("open", "");
+  field.focus();
+  throw new RangeError(`${name}: give a whole number from ${least} up, or nothing.`);
+}

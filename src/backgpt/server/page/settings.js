@@ -1,0 +1,110 @@
+/** The settings of the story: from the fields to a request. */
+
+import { prefersStillness } from "./dom.js";
+import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
+
+/**
+ * @typedef {object} Completion what is asked of /v1/completions
+ * @property {string} [model]
+ * @property {string} suffix
+ * @property {string} [prompt] the opening
+ * @property {number} n
+ * @property {number} temperature
+ * @property {number} seed
+ * @property {number} [max_tokens]
+ * @property {{words?: string[], length?: string, continues?: boolean}} [backgpt]
+ */
+
+export class Settings {
+  /** @param {HTMLFormElement} form */
+  constructor(form) {
+    this.form = form;
+    /** @type {import("./models.js").Model[]} */
+    this.models = [];
+    this.field("model").addEventListener("change", () => this.showHints());
+    this.field("temperature").addEventListener("input", () => this.showTemperature());
+    form.addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  /** @param {import("./models.js").Model[]} models */
+  offer(models) {
+    this.models = models.filter((model) => abilities(model).directions.includes("backward"));
+    offerModels(this.field("model"), this.models);
+    this.showHints();
+  }
+
+  /** What the chosen model can do. */
+  get abilities() {
+    return abilities(this.models.find(({ id }) => id === this.field("model").value));
+  }
+
+  /** How many pieces are shown in a second; 0 is as they come. */
+  get pace() {
+    return prefersStillness() ? 0 : Number(this.field("pace").value);
+  }
+
+  /**
+   * Return a request for beginnings of a text that ends with `suffix`. Raises RangeError for a field
+   * that does not hold what it should.
+   * @param {string} suffix
+   * @param {{continues?: boolean}} [options] whether some text follows: then there can be no hints
+   * @returns {Completion}
+   */
+  request(suffix, { continues = false } = {}) {
+    const { opening, ...hints } = this.hints;
+    const special = continues ? { continues } : hints;
+    return {
+      ...(this.field("model").value && { model: this.field("model").value }),
+      suffix,
+      ...(opening && !continues && { prompt: opening }),
+      n: Number(this.field("n").value),
+      temperature: Number(this.field("temperature").value),
+      seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),
+      ...this.room,
+      ...(Object.keys(special).length && { backgpt: special }),
+    };
+  }
+
+  /**
+   * What the text should be like, if the model can be told.
+   * @returns {{opening?: string, words?: string[], length?: string}}
+   */
+  get hints() {
+    if (!this.abilities.hints) return {};
+    const opening = this.field("opening").value;
+    const words = this.field("words")
+      .value.split(/[\s,;]+/u)
+      .filter(Boolean);
+    const length = this.field("length").value;
+    return {
+      ...(opening.trim() && { opening }),
+      ...(words.length && { words }),
+      ...(length && { length }),
+    };
+  }
+
+  get room() {
+    const most = wholeNumber(this.field("max_tokens"), "Most tokens", 1);
+    return most === undefined ? {} : { max_tokens: most };
+  }
+
+  /**
+   * @param {string} name
+   * @returns {any} a field, or the radio buttons of that name
+   */
+  field(name) {
+    return this.form.elements.namedItem(name);
+  }
+
+  showHints() {
+    const { hints } = this.abilities;
+    for (const field of this.form.querySelectorAll("[data-hint]")) {
+      /** @type {HTMLElement} */ (field).hidden = !hints;
+    }
+  }
+
+  showTemperature() {
+    const output = this.form.querySelector("output");
+    if (output) output.textContent = this.field("temperature").value;
+  }
+}

@@ -1,0 +1,55 @@
+/** Beginnings as they are written: from the server's stream to pieces that are shown at a pace. */
+
+import { ApiError, stream } from "./api.js";
+import { Pace } from "./pace.js";
+
+/**
+ * How a beginning ended: where the text begins, because there was no more room, because the reader
+ * stopped it, or because the connection broke.
+ * @typedef {"stop" | "length" | "stopped" | "broken"} Finish
+ * @typedef {{written: string, finish: Finish}} Beginning
+ */
+
+/**
+ * Write beginnings and show them; what has been shown when it ends early is kept.
+ * @param {import("./settings.js").Completion} body
+ * @param {object} options
+ * @param {(index: number, piece: string) => void} options.show puts a piece in front
+ * @param {() => number} options.pace pieces in a second
+ * @param {AbortSignal} options.signal
+ * @returns {Promise<{beginnings: Beginning[], problem: string}>}
+ */
+export async function write(body, { show, pace, signal }) {
+  /** @type {Beginning[]} */
+  const beginnings = Array.from({ length: body.n }, () => ({ written: "", finish: "broken" }));
+  const paces = beginnings.map(
+    (beginning, index) =>
+      new Pace((piece) => {
+        beginning.written = piece + beginning.written;
+        show(index, piece);
+      }, pace),
+  );
+  signal.addEventListener("abort", () => paces.forEach((one) => one.stop()));
+  let problem = "";
+  try {
+    for await (const event of stream("v1/completions", live(body), signal)) {
+      for (const choice of event.choices ?? []) {
+        if (choice.text) paces[choice.index].push(choice.text);
+        if (!choice.finish_reason) continue;
+        beginnings[choice.index].finish = choice.finish_reason;
+        if (choice.backgpt?.obeyed?.opening && body.prompt) paces[choice.index].push(body.prompt);
+      }
+    }
+  } catch (error) {
+    if (!signal.aborted && !(error instanceof ApiError)) throw error;
+    if (error instanceof ApiError) problem = error.message;
+  }
+  await Promise.all(paces.map((one) => one.shown()));
+  if (signal.aborted) for (const beginning of beginnings) beginning.finish = "stopped";
+  return { beginnings, problem };
+}
+
+/** @param {import("./settings.js").Completion} body */
+function live(body) {
+  return { ...body, stream_options: { order: "prepend" } };
+}

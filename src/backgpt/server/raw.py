@@ -1,0 +1,107 @@
+"""Ids in, ids out: what one server asks of another, in the shape that vLLM gives it.
+
+The prompt is a list of ids in model order, control ids and all; what is drawn comes back in model
+order as `token_ids` with `logprobs`. Turning ids into text is for who asked.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import numpy as np
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from backgpt.api import Model
+from backgpt.language import Prompt, Stops
+from backgpt.order import ModelIds
+from backgpt.running import Drawn, Job, room_for
+from backgpt.server.channel import Channel, Ended, Part, Wrote
+from backgpt.server.failures import ApiError
+from backgpt.server.schema import CompletionRequest, RawStops
+from backgpt.server.service import Service
+from backgpt.server.streams import Chunk, Stream, while_connected
+
+
+async def complete_raw(
+    asked: CompletionRequest,
+    stops: RawStops,
+    name: str,
+    model: Model,
+    request: Request,
+    service: Service,
+) -> Response:
+    """Answer a raw completion. Raises ApiError or UsageError if it cannot be."""
+    job = Job(
+        model.language,
+        _prompt(asked, stops, model),
+        n=asked.count,
+        sampling=asked.sampling,
+        max_new_tokens=asked.max_tokens,
+        seed=asked.seed or 0,
+    )
+    room_for(model.engine, job)
+    channel = service.writer.write([Part(model.engine, job, tells_ids=True)])
+    envelope = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": name,
+    }
+    if asked.stream:
+        return Stream(channel, _chunks(channel, envelope))
+    try:
+        choices = await while_connected(request.receive, _choices(channel))
+    finally:
+        channel.close()
+    return JSONResponse({**envelope, "choices": choices, "usage": None})
+
+
+async def _chunks(channel: Channel, envelope: Chunk) -> AsyncIterator[Chunk]:
+    async for event in channel.events():
+        if isinstance(event, Wrote) and event.drawn:
+            yield {**envelope, "choices": [_choice(event.index, [event.drawn], None)]}
+        elif isinstance(event, Ended):
+            reason = event.drawing.result.finish_reason
+            yield {**envelope, "choices": [_choice(event.index, [], reason)]}
+
+
+async def _choices(channel: Channel) -> list[Chunk]:
+    choices = [
+        _choice(event.index, event.drawing.drawn, event.drawing.result.finish_reason)
+        async for event in channel.events()
+        if isinstance(event, Ended)
+    ]
+    return sorted(choices, key=lambda choice: int(choice["index"]))
+
+
+def _choice(index: int, drawn: list[Drawn], reason: str | None) -> Chunk:
+    return {
+        "index": index,
+        "text": "",
+        "token_ids": [one.id_ for one in drawn],
+        "logprobs": {
+            "tokens": [f"token_id:{one.id_}" for one in drawn],
+            "token_logprobs": [one.logprob for one in drawn],
+        },
+        "finish_reason": reason,
+    }
+
+
+def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
+    ids = asked.prompt
+    if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids) or asked.suffix:
+        raise ApiError(400, "a raw prompt is one list of ids, without suffix", param="prompt")
+    size, has_text = model.tokenizer.vocab_size, model.tokenizer.has_text
+    array = np.array(ids, dtype=np.int64)
+    stopping = np.array([*stops.at_once, *stops.later], dtype=np.int64)
+    if max(array.max(), stopping.max(initial=0)) >= size or has_text[stopping].any():
+        raise ApiError(400, "an id is unknown, or one to stop at is no control id", param="prompt")
+    controls = np.flatnonzero(~has_text[array])
+    return Prompt(
+        text="",
+        ids=ModelIds(array),
+        n_first=int(controls[-1]) + 1 if len(controls) else 0,
+        joins_on=True,
+        stops=Stops(tuple(stops.at_once), tuple(stops.later)),
+    )

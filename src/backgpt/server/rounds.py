@@ -1,0 +1,258 @@
+"""What the decode thread does in a round: let go, begin, do a slice, and draw one id for all.
+
+So streams are served alike, prompts are read between steps up to a budget, and a request that was
+canceled costs at most the rest of a round. A fault in a step fails all that its engine was doing
+and all that wait for it, at once; what comes next begins afresh.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from backgpt.engine import Engine
+from backgpt.errors import BackgptError
+from backgpt.generate import Drawing
+from backgpt.running import Drawn, Running
+from backgpt.server.channel import Channel, Done, Ended, Part, Said, Wrote
+from backgpt.server.failures import FaultError, place_of
+from backgpt.slices import Slices
+
+IDS_READ_IN_A_ROUND = 512  # of prompts; a longer one is read alone
+FAULTS_IN_A_ROW = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Writing:
+    """One choice that is being written."""
+
+    channel: Channel
+    part: Part
+    index: int
+    turn: int
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that is to begin."""
+
+    channel: Channel
+    part: Part
+    turn: int = 0
+
+
+@dataclass
+class Working:
+    """Work that is done slice by slice."""
+
+    channel: Channel
+    work: Slices[Any]
+
+
+@dataclass
+class _Desk:
+    """What runs on one engine, by the numbers of its samples."""
+
+    running: Running
+    writings: dict[int, _Writing] = field(default_factory=dict)
+
+
+Arrived = Waiting | Working
+
+
+class Rounds:
+    """All that is being written and worked out, at most `max_running` samples at a time.
+
+    `said` is what is to be told to channels since it was last taken.
+    """
+
+    def __init__(self, *, max_running: int) -> None:
+        self.said: list[tuple[Channel, Said]] = []
+        self.n_drawn = self.n_faults = self.n_canceled = 0
+        self._max_running = max_running
+        self._waiting: deque[Waiting] = deque()
+        self._working: deque[Working] = deque()
+        self._desks: dict[int, _Desk] = {}
+        self._faults_in_a_row = 0
+
+    @property
+    def n_running(self) -> int:
+        """How many samples are being written."""
+        return sum(len(desk.running) for desk in list(self._desks.values()))
+
+    @property
+    def n_waiting(self) -> int:
+        """How many jobs and pieces of work wait for their turn."""
+        return len(self._waiting) + len(self._working)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another round would do something."""
+        return bool(
+            self._waiting or self._working or any(desk.writings for desk in self._desks.values())
+        )
+
+    def round(self, arrived: Sequence[Arrived], gone: Sequence[Channel]) -> None:
+        """Do one round, with what has arrived and without those who are gone.
+
+        Raises what an engine raises that cannot be used any more.
+        """
+        self._waiting += [one for one in arrived if isinstance(one, Waiting)]
+        self._working += [one for one in arrived if isinstance(one, Working)]
+        for channel in gone:
+            self.n_canceled += not channel.ended
+            self._end(channel)
+        self._begin()
+        self._do_slice()
+        for desk in self._desks.values():
+            self._step(desk)
+
+    def end_all(self, error: BackgptError) -> None:
+        """Fail all that is being done."""
+        channels = [one.channel for one in self._waiting]
+        channels += [one.channel for one in self._working]
+        for desk in self._desks.values():
+            channels += [writing.channel for writing in desk.writings.values()]
+            desk.writings.clear()
+        for channel in channels:
+            self._end(channel, error)
+        for desk in self._desks.values():
+            with suppress(Exception):  # the engine may be what has failed
+                desk.running.close()
+
+    def _begin(self) -> None:
+        """Begin waiting jobs: at least one if there is room, and no more ids than the budget."""
+        n_read = 0
+        while self._waiting:
+            waiting = self._waiting[0]
+            job = waiting.part.job
+            n_read += len(job.prompt.ids)
+            full = self.n_running + job.n > self._max_running
+            if full or (n_read > IDS_READ_IN_A_ROUND and n_read > len(job.prompt.ids)):
+                return
+            self._waiting.popleft()
+            with self._failing(waiting.channel):
+                self._seat(waiting)
+
+    def _seat(self, waiting: Waiting) -> None:
+        part, job = waiting.part, waiting.part.job
+        desk = self._desk(part.engine)
+        drawings = [Drawing(job, opening=part.opening) for _ in range(job.n)]
+        for place, number in enumerate(desk.running.add(job)):
+            desk.writings[number] = _Writing(
+                waiting.channel, part, part.first + place, waiting.turn, drawings[place]
+            )
+
+    def _do_slice(self) -> None:
+        if not self._working:
+            return
+        working = self._working.popleft()
+        with self._failing(working.channel):
+            try:
+                next(working.work)
+            except StopIteration as end:
+                self._say(working.channel, Done(end.value))
+                self._end(working.channel)
+            else:
+                self._working.append(working)
+
+    def _step(self, desk: _Desk) -> None:
+        """Draw an id for every sample of an engine, and say what text it makes."""
+        if not desk.writings:
+            return
+        try:
+            step = desk.running.step()
+        except Exception as error:
+            self._fault(desk, error)
+            return
+        self.n_drawn += len(step)
+        for drawn in step:
+            writing = desk.writings.get(drawn.number)
+            if writing is not None:  # its request may just have failed
+                with self._failing(writing.channel):
+                    self._take(desk, writing, drawn)
+
+    def _take(self, desk: _Desk, writing: _Writing, drawn: Drawn) -> None:
+        """Say what text an id makes, and end the text if it is the last."""
+        self._write(writing, writing.drawing.take(drawn), drawn)
+        if drawn.is_last or writing.drawing.stopped:
+            if len(writing.drawing.drawn) > 1:  # the first id needs no step
+                self._faults_in_a_row = 0
+            desk.running.cancel([drawn.number])
+            del desk.writings[drawn.number]
+            self._finish(writing)
+
+    def _write(self, writing: _Writing, piece: str, drawn: Drawn | None = None) -> None:
+        if piece or (drawn and writing.part.tells_ids):
+            self._say(writing.channel, Wrote(writing.index, piece, writing.turn, drawn))
+
+    def _finish(self, writing: _Writing) -> None:
+        """End a text; go on with what comes after it, in front of what waits."""
+        self._write(writing, writing.drawing.finish())
+        part = writing.part
+        job = part.after(writing.drawing.result) if part.after else None
+        ended = Ended(writing.index, writing.drawing, writing.turn, more=job is not None)
+        self._say(writing.channel, ended)
+        if job is not None:
+            following = replace(part, job=job, first=writing.index)
+            self._waiting.appendleft(Waiting(writing.channel, following, writing.turn + 1))
+            return
+        writing.channel.unfinished -= 1
+        if not writing.channel.unfinished:
+            self._end(writing.channel)
+
+    def _fault(self, desk: _Desk, error: Exception) -> None:
+        """Fail all that an engine does and all that wait for it. Raises if it will not let go."""
+        log.error("a fault while writing: %s", place_of(error))
+        self.n_faults += 1
+        self._faults_in_a_row += 1
+        [engine] = [id_ for id_, other in self._desks.items() if other is desk]
+        channels = [writing.channel for writing in desk.writings.values()]
+        channels += [one.channel for one in self._waiting if id(one.part.engine) == engine]
+        desk.writings.clear()
+        for channel in channels:
+            self._end(channel, FaultError())
+        desk.running.close()
+        if self._faults_in_a_row >= FAULTS_IN_A_ROW:
+            raise error
+
+    @contextmanager
+    def _failing(self, channel: Channel) -> Iterator[None]:
+        """Around what is done for one channel alone: a failure there is told to nobody else."""
+        try:
+            yield
+        except BackgptError as error:
+            self._end(channel, error)
+        except Exception as error:
+            log.error("a fault: %s", place_of(error))
+            self.n_faults += 1
+            self._end(channel, FaultError())
+
+    def _end(self, channel: Channel, error: BackgptError | None = None) -> None:
+        """Say the last to a channel and let go of all that is done for it."""
+        if channel.ended:
+            return
+        channel.ended = True
+        for desk in self._desks.values():
+            mine = [n for n, writing in desk.writings.items() if writing.channel is channel]
+            for number in mine:
+                del desk.writings[number]
+            desk.running.cancel(mine)
+        self._waiting = deque(one for one in self._waiting if one.channel is not channel)
+        for working in [one for one in self._working if one.channel is channel]:
+            self._working.remove(working)
+            working.work.close()
+        if error is not None:
+            self._say(channel, error)
+        self._say(channel, None)
+
+    def _desk(self, engine: Engine) -> _Desk:
+        return self._desks.setdefault(id(engine), _Desk(Running(engine)))
+
+    def _say(self, channel: Channel, event: Said) -> None:
+        self.said.append((channel, event))

@@ -1,0 +1,193 @@
+"""What comes in: OpenAI's fields, and ours under the name `backgpt`.
+
+Unknown fields are refused, so that nothing a client asks for is ignored quietly; those of OpenAI's
+that have no meaning here and do no harm are taken.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from backgpt.chat import Mode
+from backgpt.hints import Length
+from backgpt.messages import Role
+from backgpt.order import Direction
+from backgpt.sampling import Sampling
+
+MOST_SAMPLES = 16
+MOST_TEXTS = 64
+MOST_STOPS = 4
+MOST_LIKELIEST = 20
+MOST_TURNS = 32
+LARGEST_SEED = 2**63 - 1
+
+Order = Literal["append", "prepend"]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """A request or a part of one: strict, without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    """How a stream is told. `order` "prepend" gives live pieces to put in front."""
+
+    include_usage: bool = False
+    order: Order = "append"
+
+
+class Asked(Body):
+    """What completions and chats have in common."""
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MOST_SAMPLES)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    max_tokens: int | None = Field(None, ge=0)
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Of OpenAI's fields those that say nothing here, and those that must say nothing.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How ids are drawn: the project's defaults, where nothing else is asked for."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if given.get("temperature") == 0:
+            given |= {"temperature": 1.0, "top_k": 1}
+        return Sampling(**given)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end what is written."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def count(self) -> int:
+        """How many choices are asked for."""
+        return self.n or 1
+
+    @property
+    def order(self) -> Order:
+        """Which way a stream is told."""
+        return self.stream_options.order if self.stream_options else "append"
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> "Asked":
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options are for a stream: set stream, or leave them out")
+        return self
+
+
+class RawStops(Body):
+    """The prompt is ids in model order, control ids and all, and so is what comes.
+
+    What is written may end with these control ids, before any text and after some.
+    """
+
+    at_once: list[Id] = []
+    later: list[Id] = []
+
+
+class CompletionHints(Body):
+    """What is ours in a completion: the direction, and what the model is told about the text."""
+
+    direction: Direction | None = None
+    words: list[Annotated[str, Field(min_length=1)]] = Field(default=[], max_length=16)
+    length: Length | None = None
+    continues: bool = False
+    raw: RawStops | None = None
+
+
+class CompletionRequest(Asked):
+    """A completion: `suffix` is the ending, `prompt` alone as well, or a forward model's opening.
+
+    Both together ask for a text that begins and ends so.
+    """
+
+    suffix: str | None = None
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
+        | Annotated[list[Id], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[Id], Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_TEXTS),
+        ]
+        | None
+    ) = None
+    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
+    echo: bool | None = None
+    return_token_ids: bool | None = None
+    backgpt: CompletionHints = CompletionHints()
+
+
+class ChatMessage(Body):
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+    name: str | None = None
+
+
+class ChatHints(Body):
+    """What is ours in a chat: what is asked of the model, and what it is about."""
+
+    mode: Mode = "ask"
+    turns: int = Field(default=3, ge=1, le=MOST_TURNS)
+    context: str = ""
+
+
+class ChatRequest(Asked):
+    """A chat: the messages that are given, in reading order."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: Literal[False] | None = None
+    backgpt: ChatHints = ChatHints()
+
+
+class ScoreRequest(Body):
+    """Texts to score."""
+
+    model: str | None = None
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
+    direction: Literal["backward", "forward", "both"] | None = None
+
+
+class AlternativesHints(Body):
+    """What the model is told about the text."""
+
+    words: list[Annotated[str, Field(min_length=1)]] = Field(default=[], max_length=16)
+    length: Length | None = None
+    continues: bool = False
+
+
+class AlternativesRequest(Body):
+    """A text, to find the words that may stand before it."""
+
+    model: str | None = None
+    suffix: str
+    n: int = Field(10, ge=1, le=50)
+    backgpt: AlternativesHints = AlternativesHints()

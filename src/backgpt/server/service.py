@@ -1,0 +1,49 @@
+"""What all routes work with: the models, the thread that runs them, and where texts are written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol, TypeVar
+
+from fastapi import Depends, Request
+
+from backgpt.server.catalog import Catalog
+from backgpt.server.channel import Channel, Part
+from backgpt.server.decode import Decoder
+from backgpt.server.streams import while_connected
+from backgpt.slices import Slices
+
+T = TypeVar("T")
+
+
+class Writes(Protocol):
+    """What writes texts: the decode thread, or another server."""
+
+    def write(self, parts: Sequence[Part]) -> Channel:
+        """Begin to write the parts of a request. Raises ApiError if that cannot be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Service:
+    """Models by name, the thread that scores, and what writes."""
+
+    catalog: Catalog
+    decoder: Decoder
+    writer: Writes
+
+    async def work_out(self, request: Request, slices: Slices[T]) -> T:
+        """Return what work in slices comes to, unless the client leaves. Raises what it raises."""
+        channel = self.decoder.work(slices)
+        try:
+            result: T = await while_connected(request.receive, channel.result())
+            return result
+        finally:
+            channel.close()
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(_service)]

@@ -1,0 +1,880 @@
+"""The page in Chromium: before a stand-in whose answers are written out, and the real server."""
+
+import json
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import backgpt
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the tests of the page need playwright"
+)
+expect = sync_api.expect
+
+PAGE = Path(backgpt.__file__).parent / "server" / "page"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
+XSS = '<img src=x onerror="hacked=1"></script><script>hacked=1</script>\'"><svg/onload=hacked=1>'
+SHEETS = "#desk .sheet:not(#editor)"
+WORDS = f"{SHEETS} .word"
+PATIENCE_MS = 30_000  # for a machine that is busy with other things
+GATE_SECONDS = 30.0
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+
+@dataclass
+class Answer:
+    """One answer of the stand-in: JSON, or, with `events`, a stream.
+
+    An event that is a `threading.Event` is waited for; None breaks the connection.
+    """
+
+    body: Any = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    events: list[Any] | None = None
+
+
+class Scripted(ThreadingHTTPServer):
+    """A server whose answers are written out, one list for each path; the last one stays."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.client_left = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is no error."""
+
+    def bodies(self, path: str) -> list[Any]:
+        return [body for wanted, _, body in self.requests if wanted == path]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Scripted
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        if self.path in self.server.answers:
+            self.send(self.next_answer())
+            return
+        file = PAGE / (self.path.removeprefix("/static/") if self.path != "/" else "index.html")
+        if not file.is_file():
+            self.send(Answer(status=404))
+            return
+        self.send_bytes(
+            file.read_bytes(), TYPES[file.suffix], headers={"Cache-Control": "max-age=60"}
+        )
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, dict(self.headers), body))
+        self.send(self.next_answer())
+
+    def next_answer(self) -> Answer:
+        answers = self.server.answers[self.path]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def send(self, answer: Answer) -> None:
+        if answer.events is None:
+            data = json.dumps(answer.body).encode()
+            self.send_bytes(data, "application/json", answer.status, answer.headers)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        for event in answer.events:
+            if event is None:
+                return
+            if isinstance(event, threading.Event):
+                event.wait(GATE_SECONDS)
+                continue
+            data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
+            try:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                self.wfile.flush()
+            except OSError:
+                self.server.client_left.set()
+                return
+        with suppress(OSError):
+            self.wfile.write(b"0\r\n\r\n")
+
+    def send_bytes(
+        self, data: bytes, type_: str, status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        sent = {"Content-Type": type_, "Content-Length": str(len(data)), **(headers or {})}
+        for name, value in {**sent, "Content-Security-Policy": CONTENT_SECURITY_POLICY}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def models(*, hints: bool = True, chat: bool = True, name: str = "tiny") -> Answer:
+    abilities = {"directions": ["backward", "forward"], "hints": hints, "chat": chat}
+    return Answer({"object": "list", "data": [{"id": name, "backgpt": abilities}]})
+
+
+def written(*pieces: str, finish: str = "stop", index: int = 0) -> list[Any]:
+    """Return the events of a story in the order in which it is written."""
+    chunks = [{"index": index, "text": piece, "finish_reason": None} for piece in pieces]
+    chunks.append({"index": index, "text": "", "finish_reason": finish})
+    return [{"choices": [chunk]} for chunk in chunks]
+
+
+def story(*pieces: str, finish: str = "stop") -> Answer:
+    return Answer(events=[*written(*pieces, finish=finish), "[DONE]"])
+
+
+def said(*pieces: str, turn: int = 0, role: str = "user", index: int = 0) -> list[Any]:
+    """Return the events of one message."""
+    where = {"turn": turn, "role": role}
+    return [
+        {"choices": [{"index": index, "delta": {"content": piece}, "backgpt": where}]}
+        for piece in pieces
+    ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        context = launched.new_context(
+            viewport={"width": 1000, "height": 1000}, reduced_motion="reduce"
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        yield context
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[Scripted]:
+    scripted = Scripted()
+    thread = threading.Thread(target=partial(scripted.serve_forever, poll_interval=0.02))
+    thread.start()
+    yield scripted
+    scripted.shutdown()
+    thread.join()
+    scripted.server_close()
+
+
+@pytest.fixture
+def server(stand_in: Scripted) -> Scripted:
+    stand_in.answers = {"/v1/models": [models()]}
+    stand_in.requests = []
+    stand_in.client_left.clear()
+    return stand_in
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """Open an address; at the end no script may have failed and no policy been broken."""
+    problems: list[str] = []
+    pages = []
+
+    def note(message: Any) -> None:
+        # The browser itself logs every answer of 400 and above and every broken connection.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            problems.append(message.text)
+
+    def go(address: str) -> Any:
+        page = browser.new_page()
+        pages.append(page)
+        page.on("console", note)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.locator("#settings option").first.wait_for(state="attached")
+        return page
+
+    yield go
+    browser.set_offline(False)
+    for page in pages:
+        page.close()
+    assert problems == []
+
+
+def sheet_text(page: Any, number: int = 0) -> str:
+    text: str = page.locator(f"{SHEETS} .lines").nth(number).text_content()
+    return text
+
+
+def write(page: Any, ending: str | None = None) -> None:
+    """Press Write and wait until it is done."""
+    if ending is not None:
+        page.fill("#ending", ending)
+    page.click("#write")
+    settled(page)
+
+
+def settled(page: Any) -> None:
+    page.locator("#write").wait_for()
+
+
+def choose(page: Any, field_name: str, value: str) -> None:
+    page.locator(f"#settings [name={field_name}][value='{value}']").check(force=True)
+
+
+def test_pieces_join_to_the_text_whatever_they_are(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    pieces = [" the", "\n", "ce 👩‍👩‍👧", "On", "\n\n", "שלום עולם", "  two  spaces ", "\u2028x"]
+    server.answers["/v1/completions"] = [story(*pieces)]
+    page = visit(server.address)
+    write(page, " end.\n")
+    assert sheet_text(page) == "".join(reversed(pieces)) + " end.\n"
+    [body] = server.bodies("/v1/completions")
+    assert body["suffix"] == " end.\n"
+    assert body["stream_options"] == {"order": "prepend"}
+
+
+def test_what_stands_on_the_sheet_stays_where_it_is(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    words = [f"word{number} " for number in range(60)]
+    events = written(*words)
+    server.answers["/v1/completions"] = [
+        Answer(events=[*events[:30], gate, *events[30:], "[DONE]"])
+    ]
+    page = visit(server.address)
+    page.fill("#ending", "the end.")
+    page.click("#write")
+    expect(page.locator(WORDS)).to_have_count(32)
+    lines = page.locator(f"{SHEETS} .line")
+    before = [lines.nth(number).bounding_box() for number in range(1, lines.count())]
+    gate.set()
+    settled(page)
+    count = lines.count()
+    after = [lines.nth(number).bounding_box() for number in range(count - len(before), count)]
+    assert len(before) > 2
+    assert count > len(before) + 2
+    assert after == before
+    assert page.locator(f"{SHEETS} .line").last.text_content().endswith("the end.")
+
+
+def test_of_several_beginnings_one_is_kept_and_undo_brings_the_others_back(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    events = [event for i in range(3) for event in written(" fox.", f"A{i}", index=i)]
+    server.answers["/v1/completions"] = [Answer(events=[*events, "[DONE]"])]
+    page = visit(server.address)
+    choose(page, "n", "3")
+    write(page, " The end.")
+    assert [sheet_text(page, i) for i in range(3)] == [f"A{i} fox. The end." for i in range(3)]
+    page.get_by_role("button", name="Keep this one").nth(1).click()
+    expect(page.locator(SHEETS)).to_have_count(1)
+    assert sheet_text(page) == "A1 fox. The end."
+    page.keyboard.press("Control+z")
+    expect(page.locator(SHEETS)).to_have_count(3)
+    page.keyboard.press("Control+Shift+z")
+    expect(page.locator(SHEETS)).to_have_count(1)
+    assert sheet_text(page) == "A1 fox. The end."
+
+
+def test_everything_before_a_word_is_written_again(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" red fox.", "A"), story("B tiny ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": []})]
+    page = visit(server.address)
+    write(page, " The end.")
+    page.locator(WORDS, has_text="fox.").click()
+    page.get_by_role("button", name="Write everything before it again").click()
+    settled(page)
+    assert server.bodies("/v1/completions")[1]["suffix"] == "fox. The end."
+    assert sheet_text(page) == "B tiny fox. The end."
+    assert page.locator(f"{WORDS}.given").all_text_contents() == ["The", "end."]
+    page.click("#undo")
+    assert sheet_text(page) == "A red fox. The end."
+    page.click("#redo")
+    assert sheet_text(page) == "B tiny fox. The end."
+
+
+ALTERNATIVES = [
+    {"text": " red", "logprob": -1.0, "probability": 0.37},
+    {"text": " tiny", "logprob": -2.0, "probability": 0.14},
+    {"text": "", "logprob": -8.0, "probability": 0.0003, "edge": True},
+]
+
+
+def test_another_word_is_taken_by_keyboard_and_the_menu_gives_the_focus_back(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" red  fox.", "A"), story("Two ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    write(page, " The end.")
+    page.locator(WORDS).first.focus()
+    page.keyboard.press("ArrowRight")
+    menu = page.locator("#menu")
+    word = page.locator(WORDS, has_text="red")
+    for close in ("Escape", None):
+        page.keyboard.press("Enter")
+        expect(menu.locator("li button")).to_have_count(3)
+        if close:
+            page.keyboard.press(close)
+            expect(menu).to_be_hidden()
+            expect(word).to_be_focused()
+    assert server.bodies("/v1/alternatives")[0]["suffix"] == "  fox. The end."
+    rows = [" ".join(row.split()) for row in menu.locator("li").all_inner_texts()]
+    assert rows == ["red 37.0 %", "tiny 14.0 %", "the text begins here < 0.1 %"]
+    expect(menu.locator("[aria-current]")).to_have_text(re.compile("red"))
+    expect(page.get_by_role("button", name="Write everything before it again")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert server.bodies("/v1/completions")[1]["suffix"] == "tiny  fox. The end."
+    assert sheet_text(page) == "Two tiny  fox. The end."
+
+
+def test_a_text_can_begin_at_a_word_and_with_a_word_of_ones_own(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" red fox.", "A"), story("One ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    write(page, " The end.")
+    page.locator(WORDS, has_text="red").click()
+    page.get_by_role("button", name="the text begins here").click()
+    assert sheet_text(page) == "fox. The end."
+    page.locator(WORDS, has_text="The").click()
+    page.fill("#menu-word", " Their ")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert server.bodies("/v1/completions")[1]["suffix"] == "Their end."
+    assert sheet_text(page) == "One Their end."
+
+
+def test_an_edited_ending_can_be_undone(server: Scripted, visit: Callable[[str], Any]) -> None:
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    write(page, " The end.")
+    page.click("#edit")
+    page.fill("#ending", " No end.")
+    page.keyboard.press("Escape")
+    assert sheet_text(page) == "A fox. No end."
+    page.keyboard.press("Control+z")
+    assert sheet_text(page) == "A fox. The end."
+    page.click("#undo")
+    expect(page.locator("#ending")).to_have_value(" The end.")
+    page.fill("#ending", "typed and not yet written")
+    page.click("#undo")
+    page.click("#redo")
+    expect(page.locator("#ending")).to_have_value("typed and not yet written")
+
+
+def test_settings_are_asked_of_the_server_and_saved(
+    server: Scripted, visit: Callable[[str], Any], tmp_path: Path
+) -> None:
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    choose(page, "length", "short")
+    page.click("#more summary")
+    settings = {"opening": "One day", "words": "cake, rain", "seed": "7", "max_tokens": "50"}
+    for name, value in settings.items():
+        page.fill(f"#settings [name={name}]", value)
+    page.locator("#settings [name=temperature]").fill("1.25")
+    write(page, " The end.")
+    [body] = server.bodies("/v1/completions")
+    assert body == {
+        "model": "tiny",
+        "suffix": " The end.",
+        "prompt": "One day",
+        "n": 1,
+        "temperature": 1.25,
+        "seed": 7,
+        "max_tokens": 50,
+        "backgpt": {"words": ["cake", "rain"], "length": "short"},
+        "stream": True,
+        "stream_options": {"order": "prepend"},
+    }
+    expect(page.locator("#status")).to_have_text("4 words · seed 7")
+    saved = {}
+    for kind in ("text", "json"):
+        with page.expect_download() as download:
+            page.click(f"#save-{kind}")
+        download.value.save_as(tmp_path / kind)
+        saved[kind] = (tmp_path / kind).read_text(encoding="utf-8")
+    assert saved["text"] == "A fox. The end."
+    record = json.loads(saved["json"])
+    assert record["text"] == "A fox. The end."
+    assert record["seed"] == 7
+    assert record["steps"][0]["backgpt"] == {"words": ["cake", "rain"], "length": "short"}
+
+
+def test_a_model_without_hints_is_not_given_any(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/models"] = [models(hints=False)]
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    expect(page.locator("#settings [name=length]").first).to_be_hidden()
+    write(page, " The end.")
+    assert "backgpt" not in server.bodies("/v1/completions")[0]
+
+
+def test_an_obeyed_opening_stands_in_front(server: Scripted, visit: Callable[[str], Any]) -> None:
+    events = written(" fox.")
+    events[-1]["choices"][0]["backgpt"] = {"obeyed": {"opening": True}}
+    server.answers["/v1/completions"] = [Answer(events=[*events, "[DONE]"])]
+    page = visit(server.address)
+    page.click("#more summary")
+    page.fill("#settings [name=opening]", "One day, a")
+    write(page, " The end.")
+    assert sheet_text(page) == "One day, a fox. The end."
+
+
+def test_a_broken_connection_leaves_what_came(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    broken = Answer(events=[*written(" fox.", "red")[:2], gate, None])
+    server.answers["/v1/completions"] = [broken, story("A ")]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    expect(page.locator(WORDS, has_text="red")).to_be_visible()
+    gate.set()
+    settled(page)
+    assert sheet_text(page) == "red fox. The end."
+    expect(page.get_by_role("alert")).to_have_text(re.compile("connection broke"))
+    page.get_by_role("button", name="Go on").click()
+    settled(page)
+    assert server.bodies("/v1/completions")[1]["suffix"] == "red fox. The end."
+    assert sheet_text(page) == "A red fox. The end."
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_stop_keeps_what_came_and_leaves_the_server(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    many = [event for event in written(*["more "] * 500) for _ in range(40)]
+    gate = threading.Event()
+    answer = Answer(events=[*written("red fox.")[:1], gate, *many])
+    server.answers["/v1/completions"] = [answer]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(WORDS, has_text="red")).to_be_visible()
+    expect(page.locator("#stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    settled(page)
+    expect(page.locator("#write")).to_be_focused()
+    assert sheet_text(page) == "red fox. The end."
+    gate.set()
+    assert server.client_left.wait(GATE_SECONDS)
+
+
+def test_words_come_at_a_pace_and_stop_keeps_those_that_were_seen(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    words = [f"word{number} " for number in range(400)]
+    server.answers["/v1/completions"] = [story(*words)]
+    page = visit(server.address)
+    page.emulate_media(reduced_motion="no-preference")
+    page.fill("#ending", "The end.")
+    page.click("#write")
+    page.locator(WORDS).nth(4).wait_for()
+    page.click("#stop")
+    settled(page)
+    seen = sheet_text(page).removesuffix("The end.").split()
+    assert 3 <= len(seen) < 400
+    assert seen == [word.strip() for word in reversed(words[: len(seen)])]
+    expect(page.locator("#go-on")).to_be_visible()
+
+
+def test_an_error_is_one_line_and_nothing_typed_is_lost(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    page = visit(server.address)
+    page.fill("#ending", "Mine, all mine.")
+    for answer, line in [
+        (Answer({"error": {"message": "n = 99: ask for fewer"}}, 400), "n = 99: ask for fewer"),
+        (Answer({}, 429, {"Retry-After": "3"}), "The server is busy: try again in 3 s."),
+        (Answer({}, 503), "The server is not ready: try again in a moment."),
+        (Answer(events=[{"error": {"message": "it broke"}}]), "it broke"),
+    ]:
+        server.answers["/v1/completions"] = [answer]
+        write(page)
+        expect(page.get_by_role("alert")).to_have_text(line)
+        expect(page.locator("#ending")).to_have_value("Mine, all mine.")
+
+
+def test_without_a_network_the_line_says_so(server: Scripted, visit: Callable[[str], Any]) -> None:
+    page = visit(server.address)
+    page.context.set_offline(True)
+    write(page, "Mine, all mine.")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("cannot be reached"))
+    expect(page.locator("#ending")).to_have_value("Mine, all mine.")
+
+
+def test_what_is_typed_survives_a_reload(server: Scripted, visit: Callable[[str], Any]) -> None:
+    page = visit(server.address)
+    page.fill("#ending", "Mine, all mine.")
+    page.reload()
+    expect(page.locator("#ending")).to_have_value("Mine, all mine.")
+
+
+def test_a_key_is_asked_for_once_and_sent(server: Scripted, visit: Callable[[str], Any]) -> None:
+    server.answers["/v1/completions"] = [Answer({}, 401), story("A fox.")]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    page.fill("#key", "secret")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert sheet_text(page) == "A fox. The end."
+    assert server.requests[-1][1]["Authorization"] == "Bearer secret"
+    write(page)
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    assert server.requests[-1][1]["Authorization"] == "Bearer secret"
+
+
+def test_backchat_asks_what_you_answer_and_goes_on_above(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    both = [*said(" are you?", "Who", index=0), *said(" is it?", "What", index=1)]
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=[*both, "[DONE]"]),
+        Answer(events=[*said("Why?"), "[DONE]"]),
+    ]
+    page = visit(server.address + "#/backchat")
+    page.click("#say summary")
+    page.select_option("#say [name=n]", "2")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    page.get_by_role("button", name="Keep this one").first.click()
+    page.select_option("#say [name=n]", "1")
+    page.fill("#message", "So.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#chat-send")).to_be_visible()
+    lines = page.locator("#exchanges .lines").all_text_contents()
+    assert lines == ["Why?", "So.", "Who are you?", "A fox."]
+    body = server.bodies("/v1/chat/completions")[1]
+    assert body["backgpt"] == {"mode": "ask"}
+    assert body["messages"] == [
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "Who are you?"},
+        {"role": "assistant", "content": "A fox."},
+    ]
+
+
+def test_a_conversation_is_rewound_turn_by_turn_and_a_reply_stands_below(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    turns = [*said("Hello?"), *said("No.", turn=1, role="assistant"), *said("Yes?", turn=2)]
+    last = {"index": 0, "delta": {}, "finish_reason": "stop", "backgpt": {"messages": []}}
+    last["backgpt"]["messages"] = [  # the third was not finished, so it is left out
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": "Hello?"},
+    ]
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=[*turns, {"choices": [last]}, "[DONE]"]),
+        Answer(events=[*said("Because.", role="assistant"), "[DONE]"]),
+    ]
+    page = visit(server.address + "#/backchat")
+    for mode, text in (("rewind", "Bye."), ("reply", "Why?")):
+        page.locator(f"#say [value={mode}]").check(force=True)
+        page.fill("#message", text)
+        page.click("#chat-send")
+        expect(page.locator("#message")).to_have_value("")
+    lines = page.locator("#exchanges .lines").all_text_contents()
+    assert lines == ["Why?", "Because.", "No.", "Hello?", "Bye."]
+    bodies = server.bodies("/v1/chat/completions")
+    assert [body["backgpt"] for body in bodies] == [
+        {"mode": "rewind", "turns": 3},
+        {"mode": "reply"},
+    ]
+
+
+def test_an_answer_that_fails_stays_in_its_field(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer({"error": {"message": "too long"}}, 400)]
+    server.answers["/v1/chat/completions"].append(Answer(events=["[DONE]"]))
+    page = visit(server.address + "#/backchat")
+    page.fill("#message", "A fox.")
+    for line in ("too long", re.compile("No message came")):
+        page.click("#chat-send")
+        expect(page.get_by_role("alert")).to_have_text(line)
+        expect(page.locator("#message")).to_have_value("A fox.")
+
+
+def test_without_a_chat_model_one_line_says_so(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/models"] = [models(chat=False)]
+    page = visit(server.address + "#/backchat")
+    expect(page.locator("#no-chat")).to_have_text(re.compile("no chat model"))
+    expect(page.locator("#say")).to_be_hidden()
+
+
+def total(nats: float) -> dict[str, float]:
+    return {"logprob": -nats, "nats_per_token": nats / 4, "bits_per_byte": 0.5, "edge": -0.5}
+
+
+def test_both_ways_shows_the_numbers_of_every_word_and_the_totals(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    spans = [
+        {"text": "A", "backward": -5.0, "forward": -1.25},
+        {"text": "\n fox.", "backward": -2.0, "forward": None},
+    ]
+    found = {"index": 0, "spans": spans, "backward": total(8), "forward": total(4)}
+    server.answers["/v1/score"] = [Answer({"data": [found]})]
+    page = visit(server.address + "#/both-ways")
+    page.fill("#text-both", "A\n fox.")
+    page.click("#read-both")
+    page.locator("#surprise .word").first.focus()
+    expect(page.locator("#readout")).to_have_text("“A”: backward 5.00, forward 1.25 nats")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#readout")).to_have_text("“fox.”: backward 2.00, forward unknown nats")
+    assert page.locator("#surprise p").all_text_contents() == ["A", " fox."]
+    rows = page.locator("#totals tr").all_inner_texts()
+    assert [row.split() for row in rows] == [
+        ["backward", "2.000", "0.500", "8.0", "0.50"],
+        ["forward", "1.000", "0.500", "4.0", "0.50"],
+    ]
+    expect(page.locator("#verdict")).to_have_text(re.compile("surprised backward than forward"))
+
+
+def test_nothing_that_is_typed_or_answered_becomes_html(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    alternatives = [{"text": XSS, "logprob": -1.0, "probability": 0.4}]
+    score = {"spans": [{"text": XSS, "backward": -1.0}], "backward": total(8)}
+    server.answers |= {
+        "/v1/models": [models(name=XSS)],
+        "/v1/completions": [story(XSS), Answer({"error": {"message": XSS}}, 400)],
+        "/v1/alternatives": [Answer({"data": alternatives})],
+        "/v1/chat/completions": [Answer(events=[*said(XSS, role=XSS), "[DONE]"])],
+        "/v1/score": [Answer({"data": [score]})],
+    }
+    page = visit(server.address)
+    scripts = page.locator("script, img, svg").count()
+    page.click("#more summary")
+    for name in ("opening", "words"):
+        page.fill(f"#settings [name={name}]", XSS)
+    write(page, XSS)
+    assert sheet_text(page) == XSS + XSS
+    page.locator(WORDS).first.click()
+    expect(page.locator("#menu .alternative")).to_have_text(XSS)
+    page.fill("#menu-word", XSS)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text(XSS)
+    page.goto(server.address + "#/backchat")
+    page.fill("#message", XSS)
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines")).to_have_text([XSS, XSS])
+    page.goto(server.address + "#/both-ways")
+    page.fill("#text-both", XSS)
+    page.click("#read-both")
+    expect(page.locator("#surprise")).to_have_text(XSS)
+    assert page.evaluate("() => typeof hacked") == "undefined"
+    assert page.locator("script, img, svg").count() == scripts
+
+
+def test_the_arrow_keys_go_from_word_to_word(server: Scripted, visit: Callable[[str], Any]) -> None:
+    server.answers["/v1/completions"] = [story("One two.\nThree four.\n")]
+    page = visit(server.address)
+    write(page, "Five.")
+    reached = []
+    page.locator(WORDS).first.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "Home", "End"):
+        page.keyboard.press(key)
+        reached.append(page.evaluate("() => document.activeElement.textContent"))
+    assert reached == ["two.", "four.", "Five.", "four.", "One", "Five."]
+    assert page.locator(f"{SHEETS} .lines [tabindex]").count() == 1
+
+
+def test_views_have_addresses_and_fit_a_phone(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("Donaudampfschifffahrt" * 9, " and a fox. ")]
+    page = visit(server.address)
+    page.set_viewport_size({"width": 360, "height": 740})
+    write(page)
+    for link, view in (("BackChat", "backchat"), ("Both ways", "both-ways"), ("Story", "story")):
+        page.get_by_role("link", name=link).click()
+        expect(page.locator(f"#{view}")).to_be_visible()
+        assert page.url.endswith(f"#/{view}")
+        assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+
+
+def test_who_listens_hears_that_it_writes_and_how_much_came(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    server.answers["/v1/completions"] = [Answer(events=[gate, *written("A fox."), "[DONE]"])]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    expect(page.locator("[aria-live=polite]")).to_have_text("writing")
+    gate.set()
+    expect(page.locator("[aria-live=polite]")).to_have_text("done, 4 words")
+
+
+def test_a_copied_text_has_no_line_breaks_of_the_sheet(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    text = "One  day there was a fox. " * 12 + "\n"
+    server.answers["/v1/completions"] = [story(text)]
+    page = visit(server.address)
+    write(page, "The end.")
+    copied = page.evaluate(
+        """() => {
+          const lines = document.querySelector("#desk .sheet:not(#editor) .lines");
+          getSelection().selectAllChildren(lines);
+          const event = new ClipboardEvent("copy", {
+            clipboardData: new DataTransfer(), bubbles: true, cancelable: true,
+          });
+          lines.dispatchEvent(event);
+          return event.clipboardData.getData("text/plain");
+        }"""
+    )
+    assert copied == text + "The end."
+
+
+@pytest.fixture(scope="module")
+def model() -> backgpt.Model:
+    return backgpt.load("stories", threads=1)
+
+
+@pytest.fixture(scope="module")
+def real_address(model: backgpt.Model) -> Iterator[str]:
+    """The server itself, with the built-in model, on a free port."""
+    uvicorn = pytest.importorskip("uvicorn", reason="the server needs the extra serve")
+    from backgpt.server.app import create_app
+    from backgpt.server.catalog import Catalog, Served
+
+    # It was never tuned on conversations, so that what it says is nonsense; but it is the same.
+    served = Served(replace(model, takes_chat=True), "")
+    catalog = Catalog({"stories": served}, completions="stories", chat="stories")
+    listening = socket.create_server(("127.0.0.1", 0))
+    settings = uvicorn.Config(create_app(catalog), log_level="warning", access_log=False)
+    running = uvicorn.Server(settings)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    running.should_exit = True
+    thread.join()
+
+
+ENDING = "and they lived happily ever after."
+
+
+def set_up(page: Any, **values: str) -> None:
+    """Fill in settings that are folded away."""
+    page.click("#more summary")
+    for name, value in values.items():
+        page.fill(f"#settings [name={name}]", value)
+
+
+def test_the_page_writes_what_the_model_writes(
+    real_address: str, visit: Callable[[str], Any], model: backgpt.Model
+) -> None:
+    page = visit(real_address)
+    set_up(page, seed="3", max_tokens="60")
+    choose(page, "n", "3")
+    write(page, ENDING)
+    texts = model.write(ending=ENDING, n=3, max_new_tokens=60, seed=3)
+    assert [sheet_text(page, i) for i in range(3)] == [text.text for text in texts]
+
+
+def test_the_page_writes_again_from_a_word_and_takes_the_models_alternatives(
+    real_address: str, visit: Callable[[str], Any], model: backgpt.Model
+) -> None:
+    page = visit(real_address)
+    set_up(page, seed="3", max_tokens="20")
+    write(page, ENDING)
+    word = page.locator(WORDS, has_text="lived")
+    word.click()
+    page.click("#menu-rewrite")
+    settled(page)
+    [again] = model.write(ending="lived happily ever after.", max_new_tokens=20, seed=3)
+    assert sheet_text(page) == again.text
+    word.click()
+    expect(page.locator("#menu li button")).to_have_count(10)
+    rest = " happily ever after."
+    likeliest = [one.text.strip() for one in model.alternatives(rest, n=10)]
+    assert page.locator("#menu li .alternative").all_text_contents() == likeliest
+    page.locator("#menu li button").nth(1).click()
+    settled(page)
+    [taken] = model.write(ending=likeliest[1] + rest, max_new_tokens=20, seed=3)
+    assert sheet_text(page) == taken.text
+
+
+def test_the_page_reads_both_ways_as_the_model_scores(
+    real_address: str, visit: Callable[[str], Any], model: backgpt.Model
+) -> None:
+    page = visit(real_address + "#/both-ways")
+    text = page.locator("#text-both").input_value()
+    page.click("#read-both")
+    expect(page.locator("#surprise")).to_have_text(text)
+    shown = [row.split()[:3] for row in page.locator("#totals tr").all_inner_texts()]
+    assert shown == [
+        [way.direction, f"{score.loss:.3f}", f"{score.bpb:.3f}"]
+        for way in (model, model.turned())
+        for score in [way.score(text)]
+    ]
+
+
+def test_the_page_asks_what_the_model_asks(
+    real_address: str, visit: Callable[[str], Any], model: backgpt.Model
+) -> None:
+    page = visit(real_address + "#/backchat")
+    page.click("#say summary")
+    page.fill("#say [name=seed]", "5")
+    answer = " ".join(["A red fox ran."] * 91)  # it leaves room for a short question only
+    page.fill("#message", answer)
+    page.click("#chat-send")
+    page.locator("#chat-send").wait_for()
+    [question] = model.ask(answer, seed=5)
+    lines = page.locator("#exchanges .lines")
+    assert lines.all_text_contents() == [question.text, answer]
+
+
+def test_no_file_of_the_page_sets_html_or_is_long() -> None:
+    files = [file for file in PAGE.iterdir() if file.suffix in (".js", ".html")]
+    assert len(files) > 10
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"(inner|outer)HTML|insertAdjacentHTML|document\.write|eval\(", text)
+        assert not re.search(r"\s(style|on\w+)=\"|<script>|<style|https?://(?!www\.w3)", text), file
+        assert text.count("\n") < 300, file

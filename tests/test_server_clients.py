@@ -1,0 +1,234 @@
+"""The server as others meet it: OpenAI's own client, the command line, and fuzzed requests."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+pytest.importorskip("openai", reason="its client is what is tested")
+
+import httpx
+import openai
+
+from backgpt.api import Model
+from backgpt.tokenizer import Tokenizer
+from serving import CLIENT, catalog_of, serving, until
+from tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Model:
+    return tiny_model(tokenizer, told=False, bias=2.8)
+
+
+@pytest.fixture(scope="module")
+def address(model: Model) -> Iterator[str]:
+    with serving(catalog_of(model)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Any:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+def test_openais_client_lists_the_models(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_openais_client_completes(client: Any, model: Model) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt="", suffix="The end.", seed=1, max_tokens=20, n=2, logprobs=2
+    )
+    texts = model.write("The end.", seed=1, max_new_tokens=20, n=2)
+    assert [choice.text + "The end." for choice in answer.choices] == [t.text for t in texts]
+    assert "".join(answer.choices[0].logprobs.tokens) == answer.choices[0].text
+    assert answer.usage.completion_tokens == sum(text.n_tokens for text in texts)
+
+
+def test_openais_client_appends_a_stream_to_the_right_text(client: Any, model: Model) -> None:
+    asked = {"model": "tiny", "prompt": "The end.", "seed": 1, "max_tokens": 20, "stream": True}
+    text = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked))
+    assert text + "The end." == model.write("The end.", seed=1, max_new_tokens=20)[0].text
+
+
+def test_openais_client_puts_live_pieces_in_front(client: Any, model: Model) -> None:
+    text = "The end."
+    for chunk in client.completions.create(
+        model="tiny",
+        prompt=text,
+        seed=1,
+        max_tokens=20,
+        stream=True,
+        extra_body={"stream_options": {"order": "prepend", "include_usage": True}},
+    ):
+        for choice in chunk.choices:
+            text = choice.text + text
+    assert text == model.write("The end.", seed=1, max_new_tokens=20)[0].text
+    assert chunk.usage.completion_tokens > 0
+
+
+def test_openais_client_chats(client: Any, model: Model) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "seed": 2, "max_tokens": 20}
+    asked["messages"] = [{"role": "user", "content": "The dog."}]
+    [text] = model.ask("The dog.", seed=2, max_new_tokens=20)
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].message.content == text.text
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text.text
+    assert chunks[-1].choices[0].finish_reason == text.finish_reason
+
+
+def test_openais_client_raises_its_own_errors(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="the model reads at most"):
+        client.completions.create(model="tiny", prompt="word " * 400)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.completions.create(model="gpt", prompt="x")
+
+
+def test_openais_client_raises_what_fails_in_a_stream(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer, bias=-50)
+    model.engine.fails_with = RuntimeError()  # type: ignore[attr-defined]
+    with serving(catalog_of(model)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(model="tiny", prompt="x", stream=True)
+        with pytest.raises(openai.APIError, match="the server failed at this"):
+            list(stream)
+
+
+def serve(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "backgpt", "serve", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def test_the_command_serves_and_ends_when_told(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("open sesame\n")
+    process = serve("--model", "short=stories", "--port=0", "--api-key-file", key, "--threads=1")
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        assert line.startswith("backgpt: serving short at http://127.0.0.1:"), line
+        address = line.split()[-1].rstrip("/")
+        until(lambda: reachable(address), within=30)
+        assert CLIENT.get(address + "/v1/models").status_code == 401
+        key_header = {"authorization": "Bearer open sesame"}
+        [model] = CLIENT.get(address + "/v1/models", headers=key_header).json()["data"]
+        assert model["id"] == "short"
+        assert model["backgpt"]["description"].startswith("Short, simple stories")
+        body = {"prompt": "The end.", "max_tokens": 3}
+        answer = CLIENT.post(address + "/v1/completions", json=body, headers=key_header)
+        assert answer.json()["model"] == "short"
+    finally:
+        process.terminate()
+        out, rest = process.communicate(timeout=30)
+    assert process.returncode in (-15, 143)
+    assert out == rest == ""
+
+
+def test_told_to_end_it_ends_streams_first_and_says_nothing() -> None:
+    process = serve("--model=stories", "--port=0", "--threads=1")
+    assert process.stderr is not None
+    address = process.stderr.readline().split()[-1].rstrip("/")
+    until(lambda: reachable(address), within=30)
+    body = {"prompt": "The end.", "n": 16, "temperature": 3.0, "min_p": 0.0, "stream": True}
+    body["stream_options"] = {"order": "prepend"}
+    with httpx.stream("POST", address + "/v1/completions", json=body, timeout=30) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("data"))
+        process.terminate()
+        rest = [line for line in lines if line]
+    out, err = process.communicate(timeout=30)
+    assert "the server is stopping" in rest[-1]
+    assert (process.returncode, out, err) == (-15, "", "")
+
+
+def reachable(address: str) -> bool:
+    try:
+        return CLIENT.get(address + "/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--host=0.0.0.0"], "others could reach this server"),
+        (["--api-key-file=/no/such/file"], "the API key cannot be read"),
+        (["--model=nothing"], "there is no model 'nothing'"),
+        (["--model=base", "--model=base"], "two models are called base"),
+        (["--max-running=0"], "max-running"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_exit_code_2(
+    arguments: list[str], reason: str
+) -> None:
+    process = serve(*arguments, "--port=0", BACKGPT_API_KEY="")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, err = (process := serve("--model=base", f"--port={port}")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"port {port}" in err
+    assert err.count("\n") == 1
+
+
+def test_without_the_extra_it_says_which() -> None:
+    program = (
+        "import sys\nsys.modules['uvicorn'] = None\n"
+        "from backgpt.cli import main\nmain(['serve', '--port=0'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "backgpt: the server needs the extra 'serve': pip install 'backgpt[serve]'\n"
+    )
+
+
+def test_neither_the_package_nor_its_help_loads_the_servers_libraries() -> None:
+    program = (
+        "import sys, backgpt.cli, backgpt.cli.serve\n"
+        "print({'fastapi', 'uvicorn', 'starlette', 'httpx', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+def test_when_the_models_can_no_longer_be_run_the_command_ends_with_exit_code_1() -> None:
+    program = (
+        "from backgpt.engine import native_engine\n"
+        "def step(*_): raise RuntimeError('SECRET')\n"
+        "native_engine.NativeEngine.step = step\n"
+        "from backgpt.cli import main\n"
+        "main(['serve', '--model=stories', '--port=0', '--threads=1'])"
+    )
+    pytest.importorskip("backgpt.engine._native", reason="there is no native engine here")
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    address = process.stderr.readline().split()[-1].rstrip("/")
+    until(lambda: reachable(address), within=30)
+    body = {"prompt": "The end.", "max_tokens": 5}
+    statuses = [CLIENT.post(address + "/v1/completions", json=body).status_code for _ in range(3)]
+    _, err = process.communicate(timeout=30)
+    assert statuses == [500, 500, 500]
+    assert process.returncode == 1
+    assert err.endswith("backgpt: the models can no longer be run: start the server again\n")
+    assert "RuntimeError at " in err
+    assert "SECRET" not in err

@@ -1,0 +1,342 @@
+"""Completions over HTTP: what is written, how it is streamed, and what is refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+
+from backgpt.api import Model
+from backgpt.order import Direction, Unit
+from backgpt.sampling import Sampling
+from backgpt.tokenizer import Tokenizer
+from serving import catalog_of, chunks_of, joined, post, serving
+from tiny_models import scripted_model, tiny_model
+
+PATH = "/v1/completions"
+SCRIPTS = [
+    "Once there was a fox.\nIt ran home.",
+    "👩‍👩‍👧‍👦 and 🏳️‍🌈 🇯🇵 met.",
+    "昔々、おじいさんがいました。 年をとった。",
+    "e\u0301a\u0308\u0323 n\u0303 \u0915\u094d\u0937 \u0e01\u0e33 \u0627\u0644\u0639",
+    "\n\nTwo lines\n\n\nand\u2028more\u0085here \r\n",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Model:
+    return tiny_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def address(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
+    plain = tiny_model(tokenizer, told=False, hints=False)
+    words = tiny_model(tokenizer, unit="word", told=False, bias=1.0)
+    calm = tiny_model(tokenizer, bias=0.0)
+    with serving(catalog_of(model, plain=plain, words=words, calm=calm)) as address:
+        yield address
+
+
+def test_the_same_seed_gives_the_texts_that_python_gives(address: str, model: Model) -> None:
+    asked = {"n": 3, "seed": 5, "temperature": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    answer = post(address, PATH, suffix="The end.", max_tokens=30, **asked).json()
+    sampling = Sampling(temperature=1.1, top_k=40, top_p=0.9, min_p=0.01)
+    texts = model.write("The end.", n=3, seed=5, max_new_tokens=30, sampling=sampling)
+    assert [choice["text"] + "The end." for choice in answer["choices"]] == [
+        text.text for text in texts
+    ]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    for choice, text in zip(answer["choices"], texts, strict=True):
+        assert choice["finish_reason"] == text.finish_reason
+        assert choice["backgpt"] == {
+            "seed": 5,
+            "logprob": pytest.approx(text.logprob),
+            "n_tokens": text.n_tokens,
+            "obeyed": None,
+        }
+    n_given = len(model.prompt("The end.").ids)
+    assert answer["usage"]["prompt_tokens"] == n_given
+    assert answer["usage"]["completion_tokens"] == sum(text.n_tokens for text in texts)
+
+
+def test_the_defaults_are_the_projects_own_and_a_drawn_seed_writes_it_again(
+    address: str, model: Model
+) -> None:
+    choice = post(address, PATH, suffix="The end.", max_tokens=20).json()["choices"][0]
+    [text] = model.write("The end.", seed=choice["backgpt"]["seed"], max_new_tokens=20)
+    assert choice["text"] + "The end." == text.text
+
+
+def test_temperature_0_takes_the_likeliest(address: str, model: Model) -> None:
+    choice = post(address, PATH, suffix="The end.", max_tokens=20, temperature=0).json()
+    [text] = model.write("The end.", max_new_tokens=20, sampling=Sampling(top_k=1))
+    assert choice["choices"][0]["text"] + "The end." == text.text
+
+
+def test_a_prompt_is_an_ending_and_forward_an_opening(address: str, model: Model) -> None:
+    asked: dict[str, Any] = {"prompt": "The end.", "seed": 1, "max_tokens": 20}
+    backward = post(address, PATH, **asked).json()["choices"][0]["text"]
+    assert backward + "The end." == model.write("The end.", seed=1, max_new_tokens=20)[0].text
+    expected = model.turned().write(opening="The end.", seed=1, max_new_tokens=20)[0].text
+    for way in (
+        {"backgpt": {"direction": "forward"}},
+        {"model": "tiny:forward"},
+    ):
+        forward = post(address, PATH, **asked, **way).json()["choices"][0]["text"]
+        assert "The end." + forward == expected
+
+
+def test_hints_are_those_of_python_and_whether_they_are_obeyed_is_told(
+    address: str, model: Model
+) -> None:
+    ours = {"words": ["fox"], "length": "short"}
+    answer = post(address, PATH, suffix="The fox.", seed=2, max_tokens=20, backgpt=ours).json()
+    choice = answer["choices"][0]
+    text = model.write("The fox.", words=["fox"], length="short", seed=2, max_new_tokens=20)[0]
+    assert choice["text"] + "The fox." == text.text
+    assert choice["backgpt"]["obeyed"] == {"opening": None, "words": True, "length": True}
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("obeys", [False, True])
+def test_a_bridge_leaves_out_the_opening_that_is_there(
+    tokenizer: Tokenizer, obeys: bool, echo: bool
+) -> None:
+    model = scripted_model(tokenizer, ("One day," if obeys else "Once,") + " a fox came.")
+    asked = {"prompt": "One day,", "suffix": "The end.", "temperature": 0, "echo": echo}
+    with serving(catalog_of(model)) as address:
+        choice = post(address, PATH, **asked).json()["choices"][0]
+        options = {"order": "prepend"}
+        stream = joined(chunks_of(address, PATH, **asked, stream_options=options))
+    whole = ("One day," if obeys else "Once,") + " a fox came. The end."
+    left = whole.removeprefix("One day,").removesuffix("The end.")
+    assert choice["text"] == (whole if echo else left)
+    assert choice["backgpt"]["obeyed"]["opening"] is obeys
+    assert stream == choice["text"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "direction"), [("token", "backward"), ("word", "backward"), ("token", "forward")]
+)
+def test_a_prepend_stream_joins_to_the_text_in_any_script(
+    tokenizer: Tokenizer, unit: Unit, direction: Direction
+) -> None:
+    models = {
+        f"script-{number}": scripted_model(tokenizer, text, unit=unit, direction=direction)
+        for number, text in enumerate(SCRIPTS)
+    }
+    with serving(catalog_of(models["script-0"], **models)) as address:
+        for name, text in zip(models, SCRIPTS, strict=True):
+            _assert_streams_join(address, name, text)
+
+
+def _assert_streams_join(address: str, name: str, text: str) -> None:
+    asked = {"model": name, "prompt": "The end.", "temperature": 0}
+    whole = post(address, PATH, **asked).json()["choices"][0]["text"]
+    live = chunks_of(address, PATH, **asked, stream_options={"order": "prepend"})
+    plain = chunks_of(address, PATH, **asked)
+    assert text.strip() in whole
+    assert joined(live) == joined(plain) == whole
+    assert {chunk["backgpt"]["order"] for chunk in plain} == {"append"}
+    assert len(live) > 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
+@pytest.mark.parametrize("ending", ["The end.", " end", "\n😀", "é"])
+def test_streams_of_several_samples_join_to_what_is_written_without_one(
+    address: str, name: str, ending: str
+) -> None:
+    asked: dict[str, Any] = {"model": name, "prompt": ending, "n": 4, "seed": 7, "max_tokens": 40}
+    asked |= {"temperature": 1.2, "min_p": 0.0}
+    texts = [choice["text"] for choice in post(address, PATH, **asked).json()["choices"]]
+    options = {"order": "prepend", "include_usage": True}
+    live = chunks_of(address, PATH, **asked, stream_options=options)
+    plain = chunks_of(address, PATH, **asked)
+    assert len(set(texts)) > 1
+    for index, text in enumerate(texts):
+        assert joined(live, index) == joined(plain, index) == text
+        last = [c["choices"][0] for c in live if c["choices"] and c["choices"][0]["index"] == index]
+        assert [one["finish_reason"] is not None for one in last].count(True) == 1
+        assert last[-1]["text"] == ""
+    assert live[-1]["choices"] == []
+    assert live[-1]["usage"] == post(address, PATH, **asked).json()["usage"]
+
+
+def test_echo_gives_the_whole_text_streamed_or_not(address: str) -> None:
+    asked: dict[str, Any] = {"suffix": "The end.", "seed": 3, "max_tokens": 15, "echo": True}
+    whole = post(address, PATH, **asked).json()["choices"][0]["text"]
+    assert whole.endswith("The end.")
+    assert joined(chunks_of(address, PATH, **asked)) == whole
+    assert joined(chunks_of(address, PATH, **asked, stream_options={"order": "prepend"})) == whole
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_a_stop_string_ends_a_text_and_is_never_in_a_stream(
+    tokenizer: Tokenizer, direction: Direction
+) -> None:
+    text = "Once there was a fox.\nIt ran home."
+    model = scripted_model(tokenizer, text, direction=direction)
+    with serving(catalog_of(model)) as address:
+        for stops in (["\n"], ["ran", "fox"], ["a fox.\nIt"]):
+            _assert_stops(address, model, text, stops)
+
+
+def _assert_stops(address: str, model: Model, text: str, stops: list[str]) -> None:
+    asked = {"prompt": "The end.", "temperature": 0, "stop": stops}
+    choice = post(address, PATH, **asked).json()["choices"][0]
+    live = joined(chunks_of(address, PATH, **asked, stream_options={"order": "prepend"}))
+    if model.direction == "backward":
+        expected = text[max(text.rindex(one) + len(one) for one in stops) :] + " "
+        [python] = model.write("The end.", stop=stops, sampling=Sampling(top_k=1))
+        assert python.text == expected + "The end."
+    else:
+        expected = " " + text[: min(text.index(one) for one in stops)]
+    assert choice["text"] == live == expected
+    assert choice["finish_reason"] == "stop"
+
+
+def test_a_list_of_prompts_is_answered_as_each_alone(address: str) -> None:
+    prompts = ["The end.", "So they slept.", "😀"]
+    asked: dict[str, Any] = {"n": 2, "seed": 4, "max_tokens": 10}
+    together = post(address, PATH, prompt=prompts, **asked).json()["choices"]
+    assert [choice["index"] for choice in together] == list(range(6))
+    alone = [post(address, PATH, prompt=one, **asked).json()["choices"] for one in prompts]
+    assert [choice["text"] for choice in together] == [
+        choice["text"] for choices in alone for choice in choices
+    ]
+
+
+@pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
+def test_a_prompt_of_ids_is_the_text_they_make(
+    address: str, tokenizer: Tokenizer, name: str
+) -> None:
+    for text in ("The end.", "\nThe end.", "é 😀"):
+        ids = tokenizer.encode(text).tolist()
+        asked: dict[str, Any] = {"model": name, "seed": 4, "max_tokens": 10, "echo": True}
+        one = post(address, PATH, prompt=ids, **asked).json()["choices"][0]
+        assert one["text"] == post(address, PATH, prompt=text, **asked).json()["choices"][0]["text"]
+        both = post(address, PATH, prompt=[ids, ids], **asked).json()["choices"]
+        assert [choice["text"] for choice in both] == [one["text"]] * 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("stop", [None, " "])
+def test_tokens_join_to_the_text_with_their_own_log_probabilities(
+    address: str, name: str, echo: bool, stop: str | None
+) -> None:
+    asked: dict[str, Any] = {"model": name, "prompt": "The end 😀.", "seed": 9, "max_tokens": 25}
+    asked |= {"echo": echo, "logprobs": 3, "stop": stop}
+    choice = post(address, PATH, **asked).json()["choices"][0]
+    found = choice["logprobs"]
+    assert "".join(found["tokens"]) == choice["text"]
+    for token, offset, top, logprob in zip(
+        found["tokens"],
+        found["text_offset"],
+        found["top_logprobs"],
+        found["token_logprobs"],
+        strict=True,
+    ):
+        assert choice["text"][offset:].startswith(token)
+        assert top[token] == logprob <= 0
+        assert len(top) + 1 >= 3
+    streamed = chunks_of(address, PATH, **asked)
+    assert [c["choices"][0]["logprobs"] for c in streamed if c["choices"][0]["logprobs"]] == [found]
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+@pytest.mark.parametrize("n_likeliest", [0, 2])
+def test_echo_without_writing_scores_the_given_text(
+    address: str, tokenizer: Tokenizer, direction: Direction, n_likeliest: int
+) -> None:
+    text = "Once there was a fox.\nIt ran 😀."
+    asked: dict[str, Any] = {"max_tokens": 0, "echo": True, "logprobs": n_likeliest}
+    asked |= {"model": "calm", "backgpt": {"direction": direction}}
+    model = tiny_model(tokenizer, bias=0.0)
+    ids = model.tokenizer.encode(text).tolist()
+    way = model if direction == "backward" else model.turned()
+    score = way.score(text)
+    for prompt in (text, ids, [text], [ids]):
+        choice = post(address, PATH, prompt=prompt, **asked).json()["choices"][0]
+        assert choice["text"] == text == "".join(choice["logprobs"]["tokens"])
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(
+            score.token_logprobs[1:-1].tolist(), abs=1e-3
+        )
+    several = post(address, PATH, prompt=[text, "The end."], **asked).json()["choices"]
+    assert [choice["text"] for choice in several] == [text, "The end."]
+
+
+def test_without_a_marker_the_first_token_is_not_predicted(address: str) -> None:
+    asked: dict[str, Any] = {"prompt": "The end.", "max_tokens": 0, "echo": True, "logprobs": 2}
+    asked |= {"model": "plain", "backgpt": {"continues": True}}
+    found = post(address, PATH, **asked).json()["choices"][0]["logprobs"]
+    assert found["token_logprobs"][-1] is None
+    assert found["top_logprobs"][-1] is None
+    assert all(value < 0 for value in found["token_logprobs"][:-1])
+
+
+REFUSED = [
+    ({}, "give it an ending"),
+    ({"prompt": "x", "suffix": "y", "model": "plain"}, "need a backward model with hints"),
+    ({"suffix": "y", "model": "tiny:forward"}, "goes on from a prompt"),
+    ({"prompt": ["x"], "suffix": "y"}, "suffix goes with one prompt"),
+    ({"prompt": "word " * 400}, "the model reads at most 256"),
+    ({"prompt": "x", "model": "plain", "backgpt": {"direction": "forward"}}, "only runs backward"),
+    ({"prompt": "x", "model": "plain", "backgpt": {"words": ["a"]}}, "without hints"),
+    ({"prompt": "x", "backgpt": {"words": ["a"], "continues": True}}, "hints are for whole texts"),
+    ({"prompt": "x", "backgpt": {"length": "huge"}}, "backgpt.length"),
+    ({"prompt": "x", "max_tokens": 0}, "only goes with echo"),
+    ({"prompt": "x", "max_tokens": -1}, "max_tokens"),
+    ({"prompt": "x", "n": 0}, "n: Input should be greater"),
+    ({"prompt": "x", "n": 17}, "n: Input should be less"),
+    ({"prompt": ["x"] * 64, "n": 3}, "at most 128 texts"),
+    ({"prompt": [5]}, "id 5 stands for no text"),
+    ({"prompt": [99999]}, "id 99999 stands for no text"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [2**40]}, "prompt"),
+    ({"prompt": "x", "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
+    ({"prompt": [[300]], "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
+    ({"prompt": [99999], "backgpt": {"raw": {}}}, "an id is unknown"),
+    ({"prompt": [300], "backgpt": {"raw": {"later": [300]}}}, "no control id"),
+    ({"prompt": "x", "temperature": -1}, "temperature"),
+    ({"prompt": "x", "temperature": "hot"}, "temperature"),
+    ({"prompt": "x", "top_p": 0}, "top_p"),
+    ({"prompt": "x", "stop": ["a"] * 5}, "stop"),
+    ({"prompt": "x", "stop": ""}, "stop"),
+    ({"prompt": "x", "seed": -1}, "seed"),
+    ({"prompt": "x", "logprobs": 21}, "logprobs"),
+    ({"prompt": "x", "presence_penalty": 1}, "presence_penalty"),
+    ({"prompt": "x", "best_of": 2}, "best_of: this field is not known here"),
+    ({"prompt": "x", "stream_options": {"order": "prepend"}}, "are for a stream"),
+    (
+        {"prompt": "x", "stream": True, "stream_options": {"order": "prepend"}, "logprobs": 1},
+        "logprobs do not go with",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+def test_a_request_that_cannot_be_is_one_clear_400(
+    address: str, body: dict[str, Any], reason: str
+) -> None:
+    answer = post(address, PATH, **body)
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert reason in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_harmless_fields_of_openais_are_taken(address: str) -> None:
+    fields = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
+    fields |= {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}
+    assert post(address, PATH, prompt="x", max_tokens=1, **fields).status_code == 200
+
+
+def test_an_unknown_model_is_a_404_that_names_those_there_are(address: str) -> None:
+    answer = post(address, PATH, model="gpt-9", prompt="x")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert "tiny, plain, words, calm" in answer.json()["error"]["message"]

@@ -1,0 +1,387 @@
+"""The decode thread: fair, bounded, stopped when a client leaves, alive after a fault."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+
+from backgpt.api import Model
+from backgpt.running import Job
+from backgpt.sampling import Sampling
+from backgpt.server.channel import Channel, Ended, Part, Wrote
+from backgpt.server.decode import Decoder
+from backgpt.server.failures import ApiError, BusyError, FaultError
+from backgpt.server.rounds import Rounds, Waiting, Working
+from backgpt.tokenizer import Tokenizer
+from serving import CLIENT, JSON, catalog_of, joined, post, serving, until
+from tiny_models import Watched, tiny_model
+
+PATH = "/v1/completions"
+ENDLESS: dict[str, Any] = {"prompt": "The end.", "temperature": 1.0, "seed": 1}
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> Model:
+    """A model that never ends by itself."""
+    return tiny_model(tokenizer, bias=-50.0, block_size=2048)
+
+
+def engine_of(model: Model) -> Watched:
+    assert isinstance(model.engine, Watched)
+    return model.engine
+
+
+def part(model: Model, text: str = "The end.", **job: Any) -> Part:
+    prompt = model.prompt(text)
+    return Part(
+        model.engine, Job(model.language, prompt, sampling=Sampling(temperature=1.0), **job)
+    )
+
+
+def on_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+def channel() -> Channel:
+    return Channel(1, lambda _: None)
+
+
+def test_in_every_round_every_sample_gets_one_id(model: Model) -> None:
+    async def test() -> None:
+        rounds = Rounds(max_running=8)
+        channels = [channel() for _ in range(3)]
+        rounds.round([Waiting(one, part(model, seed=i)) for i, one in enumerate(channels)], [])
+        before = rounds.n_drawn
+        for count in range(1, 5):
+            rounds.round([], [])
+            assert rounds.n_drawn == before + 3 * count
+
+    on_a_loop(test)
+
+
+def test_long_prompts_are_read_between_steps_and_not_all_at_once(model: Model) -> None:
+    async def test() -> None:
+        rounds = Rounds(max_running=8)
+        long_ones = [Waiting(channel(), part(model, "word " * 300)) for _ in range(3)]
+        rounds.round([Waiting(channel(), part(model)), *long_ones], [])
+        assert rounds.n_running == 1
+        for expected in (2, 3, 4):
+            rounds.round([], [])
+            assert rounds.n_running == expected
+
+    on_a_loop(test)
+
+
+def test_work_in_slices_takes_turns_with_streams(model: Model) -> None:
+    def slices() -> Any:
+        for _ in range(5):
+            yield
+        return "done"
+
+    async def test() -> None:
+        rounds = Rounds(max_running=8)
+        working = channel()
+        rounds.round([Waiting(channel(), part(model)), Working(working, slices())], [])
+        while not working.ended:
+            before = rounds.n_drawn
+            rounds.round([], [])
+            assert rounds.n_drawn == before + 1
+
+    on_a_loop(test)
+
+
+def test_no_more_than_may_run_and_the_others_come_in_order(model: Model) -> None:
+    async def test() -> None:
+        rounds = Rounds(max_running=3)
+        waiting = [Waiting(channel(), part(model, n=2, max_new_tokens=3)) for _ in range(3)]
+        order: list[Channel] = []
+        rounds.round(waiting, [])
+        while rounds.has_work:
+            assert rounds.n_running <= 3
+            order += [one for one, said in rounds.said if isinstance(said, Wrote)]
+            rounds.said = []
+            rounds.round([], [])
+        assert list(dict.fromkeys(order)) == [one.channel for one in waiting]
+
+    on_a_loop(test)
+
+
+def test_a_client_that_leaves_frees_its_rows_within_one_step(model: Model) -> None:
+    engine, let_go = engine_of(model), threading.Semaphore(0)
+    with serving(catalog_of(model)) as address:
+        engine.before_step = lambda: assert_true(let_go.acquire(timeout=10))
+        options = {"order": "prepend"}
+        body = {**ENDLESS, "n": 3, "stream": True, "stream_options": options}
+        with httpx.stream("POST", address + PATH, json=body, timeout=30) as stream:
+            lines = stream.iter_lines()
+            until_data(lines)
+            assert len(engine.rows) == 3
+        time.sleep(0.3)  # the step that the engine is in goes on, as it would
+        before = engine.n_steps
+        let_go.release(100)
+        until(lambda: not engine.rows)
+        assert engine.n_steps <= before + 1
+        engine.before_step = lambda: None
+        assert post(address, PATH, **ENDLESS, max_tokens=2).status_code == 200
+
+
+def test_a_client_that_waits_for_a_whole_text_and_leaves_stops_it(model: Model) -> None:
+    engine = engine_of(model)
+    engine.before_step = lambda: time.sleep(0.005)
+    with serving(catalog_of(model)) as address:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + PATH, json=ENDLESS, timeout=0.3)
+        until(lambda: not engine.rows, within=3)
+        assert engine.n_steps < 1500
+
+
+def test_work_of_a_client_that_leaves_is_closed(model: Model) -> None:
+    async def test() -> None:
+        closed: list[bool] = []
+
+        def slices() -> Any:
+            try:
+                while True:
+                    yield
+            finally:
+                closed.append(True)
+
+        rounds, working = Rounds(max_running=3), channel()
+        rounds.round([Working(working, slices())], [])
+        rounds.round([], [working])
+        assert closed == [True]
+        assert not rounds.has_work
+
+    on_a_loop(test)
+
+
+def test_a_full_server_says_so_and_when_to_come_again(model: Model) -> None:
+    engine, let_go = engine_of(model), threading.Event()
+    engine.before_step = lambda: assert_true(let_go.wait(timeout=20))
+    decoder = Decoder(max_running=2, max_waiting=1)
+    with serving(catalog_of(model), decoder=decoder) as address:
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(post(address, PATH, **ENDLESS, max_tokens=3))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: decoder.in_flight == 3)
+        refused = post(address, PATH, **ENDLESS, max_tokens=3)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert post(address, "/v1/score", input="The end.").status_code == 429
+        let_go.set()
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 3
+        until(lambda: decoder.in_flight == 0)
+        assert post(address, PATH, **ENDLESS, max_tokens=3).status_code == 200
+        assert post(address, PATH, **ENDLESS, n=3).status_code == 400  # more than ever run
+
+
+def test_a_fault_in_a_step_fails_all_who_wait_at_once_and_the_next_request_works(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, let_go = engine_of(model), threading.Event()
+    engine.before_step = lambda: assert_true(let_go.wait(timeout=20))
+    decoder = Decoder(max_running=2, max_waiting=10)
+    with serving(catalog_of(model), decoder=decoder) as address:
+        answers: list[httpx.Response] = []
+
+        def ask(**more: Any) -> None:
+            answers.append(post(address, PATH, **{**ENDLESS, "max_tokens": 3, **more}))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        threads.append(threading.Thread(target=ask, kwargs={"stream": True}))
+        for thread in threads:
+            thread.start()
+        until(lambda: decoder.in_flight == 5)
+        engine.fails_with = RuntimeError("SECRET")
+        started = time.monotonic()
+        let_go.set()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - started < 5
+        streamed = [one for one in answers if one.status_code == 200]
+        assert len(streamed) == 1
+        assert '"code": "fault"' in streamed[0].text
+        assert "[DONE]" not in streamed[0].text
+        for answer in answers:
+            assert "SECRET" not in answer.text
+            if answer not in streamed:
+                assert answer.status_code == 500
+                assert answer.json()["error"]["code"] == "fault"
+        assert not engine.rows
+        engine.fails_with = None
+        assert post(address, PATH, **ENDLESS, max_tokens=3).status_code == 200
+        assert decoder.rounds.n_faults in (1, 2)  # who came in that very round fails in the next
+    assert "RuntimeError" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+def test_an_engine_that_always_fails_ends_the_thread_and_nobody_hangs(model: Model) -> None:
+    died = threading.Event()
+    decoder = Decoder(died=died.set)
+    engine_of(model).fails_with = RuntimeError()
+    with serving(catalog_of(model), decoder=decoder) as address:
+        answers = [post(address, PATH, **ENDLESS) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [500, 500, 500, 503]
+        assert died.is_set()
+        assert CLIENT.get(address + "/health").status_code == 503
+    assert not decoder.stopped_in_peace
+
+
+def test_a_fault_in_one_requests_own_work_is_told_to_it_alone(model: Model) -> None:
+    async def test() -> None:
+        def broken() -> Any:
+            yield
+            raise ValueError("SECRET")
+
+        rounds, working, writing = Rounds(max_running=3), channel(), channel()
+        rounds.round([Working(working, broken()), Waiting(writing, part(model))], [])
+        rounds.round([], [])
+        said = [event for one, event in rounds.said if one is working]
+        assert isinstance(said[0], FaultError)
+        assert said[1:] == [None]
+        assert not writing.ended
+
+    on_a_loop(test)
+
+
+def test_health_fails_when_the_thread_has_not_moved_for_5_seconds(model: Model) -> None:
+    now = 100.0
+    engine, let_go, inside = engine_of(model), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        inside.set()
+        assert let_go.wait(timeout=20)
+
+    engine.before_step = hang
+    with serving(catalog_of(model), decoder=Decoder(clock=lambda: now)) as address:
+        assert CLIENT.get(address + "/health").json()["status"] == "ok"
+        thread = threading.Thread(target=lambda: post(address, PATH, **ENDLESS, max_tokens=3))
+        thread.start()
+        assert inside.wait(timeout=10)
+        now = 104.0
+        assert CLIENT.get(address + "/health").status_code == 200
+        now = 106.0
+        answer = CLIENT.get(address + "/health")
+        assert (answer.status_code, answer.json()["status"]) == (503, "stuck")
+        let_go.set()
+        thread.join()
+        until(lambda: CLIENT.get(address + "/health").status_code == 200)
+
+
+def test_a_stopped_server_fails_what_is_not_finished(model: Model) -> None:
+    async def test() -> None:
+        decoder = Decoder()
+        decoder.start()
+        writing = decoder.write([part(model)])
+        events = writing.events()
+        assert isinstance(await anext(events), Wrote)
+        await asyncio.to_thread(decoder.stop)
+        with pytest.raises(ApiError, match="stopping"):
+            async for _ in events:
+                pass
+        with pytest.raises(ApiError, match="stopping"):
+            decoder.write([part(model)])
+        assert decoder.in_flight == 0
+
+    on_a_loop(test)
+    assert not engine_of(model).rows
+
+
+def test_hundreds_of_requests_leave_no_row_and_no_weight(model: Model) -> None:
+    async def test() -> None:
+        decoder = Decoder(max_running=8, max_waiting=2000)
+        decoder.start()
+        channels = [decoder.write([part(model, max_new_tokens=2)]) for _ in range(300)]
+        for number, one in enumerate(channels):
+            if number % 3:
+                one.close()
+            else:
+                assert [e async for e in one.events() if isinstance(e, Ended)]
+        while decoder.in_flight:
+            await asyncio.sleep(0.01)
+        decoder.stop()
+        assert decoder.rounds.n_running == decoder.n_waiting == 0
+
+    on_a_loop(test)
+    assert not engine_of(model).rows
+
+
+def test_more_than_fits_is_refused_before_anything_is_made(model: Model) -> None:
+    async def test() -> None:
+        decoder = Decoder(max_running=2, max_waiting=0)
+        decoder.write([part(model, n=2)])
+        with pytest.raises(BusyError):
+            decoder.write([part(model)])
+        with pytest.raises(ApiError, match="at most 2"):
+            decoder.write([part(model, n=3)])
+
+    on_a_loop(test)
+
+
+def test_texts_of_many_at_once_are_those_of_each_alone(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer)
+    asked = [{"prompt": f"End {i}.", "seed": i, "max_tokens": 10 + i} for i in range(8)]
+    with serving(catalog_of(model)) as address:
+        texts: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            body = {**asked[number], "stream": True, "stream_options": {"order": "prepend"}}
+            with httpx.stream("POST", address + PATH, json=body, timeout=30) as stream:
+                texts[number] = text_of(stream.iter_lines())
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(asked))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for number, one in enumerate(asked):
+        [alone] = model.write(f"End {number}.", seed=number, max_new_tokens=one["max_tokens"])  # type: ignore[arg-type]
+        assert texts[number] + f"End {number}." == alone.text
+
+
+def test_no_text_is_logged(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the client's own
+    with serving(catalog_of(tiny_model(tokenizer))) as address:
+        post(address, PATH, prompt="SECRET")
+        post(address, PATH, prompt="SECRET", stream=True)
+        post(address, PATH, prompt="SECRET " * 500)
+        post(address, PATH, SECRET="SECRET")
+        post(address, "/v1/score", input="SECRET")
+        post(address, "/v1/chat/completions", messages=[{"role": "user", "content": "SECRET"}])
+        CLIENT.post(address + PATH, content=b'{"SECRET', headers=JSON)
+    out, err = capfd.readouterr()
+    assert "SECRET" not in caplog.text + out + err
+
+
+def assert_true(value: object) -> None:
+    assert value
+
+
+def until_data(lines: Any) -> str:
+    return next(line for line in lines if line.startswith("data: "))
+
+
+def text_of(lines: Any) -> str:
+    import json
+
+    found = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+    return joined([json.loads(line) for line in found])

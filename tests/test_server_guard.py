@@ -1,0 +1,192 @@
+"""Who may ask what: hosts, origins, content types, sizes, keys, and what every answer carries."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+
+from backgpt.server.app import Settings
+from backgpt.server.guard import Rules
+from backgpt.tokenizer import Tokenizer
+from serving import CLIENT, JSON, catalog_of, serving
+from tiny_models import tiny_model
+
+PATH = "/v1/completions"
+BODY = b'{"prompt": "x", "max_tokens": 1}'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    page = tmp_path_factory.mktemp("page")
+    (page / "index.html").write_text("<!doctype html><title>backgpt</title>")
+    (page / "style.css").write_text("body {}")
+    return page
+
+
+@pytest.fixture(scope="module")
+def address(tokenizer: Tokenizer, page: Path) -> Iterator[str]:
+    with serving(catalog_of(tiny_model(tokenizer)), settings=Settings(page=page)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def locked(tokenizer: Tokenizer, page: Path) -> Iterator[str]:
+    rules = Rules(hosts=frozenset({"127.0.0.1", "box"}), any_address=True, api_key="key é")
+    settings = Settings(rules=rules, page=page)
+    with serving(catalog_of(tiny_model(tokenizer)), settings=settings) as address:
+        yield address
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "LOCALHOST"])
+@pytest.mark.parametrize("port", ["", ":8017"])
+def test_the_names_of_this_machine_are_let_in(address: str, host: str, port: str) -> None:
+    assert CLIENT.get(f"{address}/v1/models", headers={"host": host + port}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.1", "", "[::"])
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/health", "/static/style.css"])
+def test_other_names_are_not(address: str, host: str, path: str) -> None:
+    answer = CLIENT.get(address + path, headers={"host": host})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "host"
+
+
+def test_open_to_a_network_an_address_is_let_in_and_a_name_is_not(locked: str) -> None:
+    for host, status in (("10.0.0.1:80", 200), ("box", 200), ("evil.example", 403)):
+        assert CLIENT.get(f"{locked}/health", headers={"host": host}).status_code == status
+
+
+def test_only_the_same_origin_is_let_in_and_no_other_is_ever_allowed(address: str) -> None:
+    for origin in ("http://evil.example", "null", "http://localhost:1", address + "0"):
+        for answer in (
+            CLIENT.post(address + PATH, content=BODY, headers={**JSON, "origin": origin}),
+            CLIENT.options(
+                address + PATH, headers={"origin": origin, "access-control-request-method": "POST"}
+            ),
+        ):
+            assert answer.status_code == 403
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+    same = CLIENT.post(address + PATH, content=BODY, headers={**JSON, "origin": address})
+    assert same.status_code == 200
+    assert not [name for name in same.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"]
+)
+def test_a_post_has_to_be_json(address: str, kind: str) -> None:
+    answer = CLIENT.post(address + PATH, content=BODY, headers={"content-type": kind})
+    assert answer.status_code == 415
+    assert answer.json()["error"]["code"] == "content_type"
+
+
+def test_json_with_a_character_set_is_json(address: str) -> None:
+    kind = "application/json; charset=utf-8"
+    answer = CLIENT.post(address + PATH, content=BODY, headers={"content-type": kind})
+    assert answer.status_code == 200
+
+
+def test_too_long_a_body_is_refused_whatever_it_says(address: str) -> None:
+    large = b'{"prompt": "' + b"x" * (1 << 20) + b'"}'
+
+    def parts() -> Iterator[bytes]:
+        yield from (large[i : i + 65536] for i in range(0, len(large), 65536))
+
+    content: Any
+    for content in (large, parts()):
+        answer = CLIENT.post(address + PATH, content=content, headers=JSON)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "x", "stop": "\\udc00"}',
+        b'{"prompt": [1e3]}',
+        b'{"prompt": [999999999999999999999]}',
+        b'{"prompt": [[]]}',
+        b'{"model": "\\u0000", "prompt": ["x", 5]}',
+        b'{"prompt": "x", "backgpt": null}',
+    ],
+)
+def test_what_is_no_request_is_a_400_in_openais_shape(address: str, body: bytes) -> None:
+    answer = CLIENT.post(address + PATH, content=body, headers=JSON)
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_unknown_paths_and_methods_are_told_in_openais_shape(address: str) -> None:
+    for answer, status in (
+        (CLIENT.get(address + "/v1/nothing"), 404),
+        (CLIENT.get(address + PATH), 405),
+        (CLIENT.get(address + "/docs"), 404),
+        (CLIENT.get(address + "/static/nothing.js"), 404),
+        (CLIENT.get(address + "/static/../app.py"), 404),
+        (CLIENT.get(address + "/static/%2e%2e/app.py"), 404),
+    ):
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/openapi.json"])
+def test_without_the_key_nothing_is_done(locked: str, path: str) -> None:
+    for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "key"}):
+        answer = CLIENT.request(
+            "POST" if path == PATH else "GET", locked + path, headers={**JSON, **header}
+        )
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    key = {"authorization": "Bearer key é".encode()}
+    method = {"content": BODY, "headers": {**JSON, **key}}
+    answer = CLIENT.request("POST" if path == PATH else "GET", locked + path, **method)  # type: ignore[arg-type]
+    assert answer.status_code == 200
+
+
+def test_health_and_the_page_need_no_key(locked: str) -> None:
+    for path in ("/", "/health", "/static/style.css"):
+        assert CLIENT.get(locked + path).status_code == 200
+
+
+def test_every_answer_carries_the_security_headers(address: str) -> None:
+    for answer in (
+        CLIENT.get(address + "/"),
+        CLIENT.get(address + "/static/style.css"),
+        CLIENT.get(address + "/v1/models"),
+        CLIENT.get(address + "/v1/models", headers={"host": "evil.example"}),
+        CLIENT.post(address + PATH, content=b'{"prompt": "x", "stream": true}', headers=JSON),
+    ):
+        assert answer.headers["content-security-policy"] == (
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in answer.headers or answer.headers["server"] == "uvicorn"
+
+
+def test_the_page_is_asked_for_anew(address: str) -> None:
+    for path in ("/", "/static/style.css"):
+        assert CLIENT.get(address + path).headers["cache-control"] == "no-cache"
+
+
+def test_without_a_page_the_root_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with serving(catalog_of(tiny_model(tokenizer)), settings=Settings(page=tmp_path)) as address:
+        answer = CLIENT.get(address + "/")
+        assert answer.status_code == 404
+        assert "no page" in answer.json()["error"]["message"]

@@ -1,0 +1,119 @@
+"""Scores and alternatives over HTTP, and what the models are."""
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+
+from backgpt.api import Model
+from backgpt.tokenizer import Tokenizer
+from serving import CLIENT, catalog_of, post, serving
+from tiny_models import tiny_model
+
+TEXTS = ["Once there was a fox.\n\nIt ran. 😀 ", "", "\n x", "word " * 400]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Model:
+    return tiny_model(tokenizer, bias=0.0)
+
+
+@pytest.fixture(scope="module")
+def address(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
+    plain = tiny_model(tokenizer, told=False, hints=False)
+    forward = tiny_model(tokenizer, told=False, direction="forward")
+    with serving(catalog_of(model, plain=plain, forward=forward)) as address:
+        yield address
+
+
+def test_both_ways_are_scored_word_by_word(address: str, model: Model) -> None:
+    answer = post(address, "/v1/score", input=TEXTS).json()
+    assert (answer["object"], answer["model"]) == ("list", "tiny")
+    assert [one["index"] for one in answer["data"]] == list(range(len(TEXTS)))
+    for text, found in zip(TEXTS, answer["data"], strict=True):
+        assert "".join(span["text"] for span in found["spans"]) == text
+        for way in (model, model.turned()):
+            score, total = way.score(text), found[way.direction]
+            assert total["logprob"] == pytest.approx(score.logprob, abs=1e-3)
+            assert total["n_tokens"] == score.n_tokens
+            assert total["n_bytes"] == len(text.encode())
+            assert total["nats_per_token"] == pytest.approx(score.loss, abs=1e-4)
+            spans = sum(span[way.direction] for span in found["spans"])
+            assert spans + total["edge"] == pytest.approx(score.logprob, abs=1e-3)
+    assert answer["data"][1]["backward"]["bits_per_byte"] is None
+
+
+def test_one_way_alone_and_a_model_that_runs_one_way(address: str) -> None:
+    forward = post(address, "/v1/score", input="The end.", direction="forward").json()["data"][0]
+    assert forward["backward"] is None
+    assert forward["spans"][0]["backward"] is None
+    assert forward["forward"]["logprob"] < 0
+    plain = post(address, "/v1/score", input="The end.", model="plain").json()["data"][0]
+    assert plain["forward"] is None
+    assert plain["backward"]["logprob"] < 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("score", {"input": "x", "model": "plain", "direction": "both"}, "only runs backward"),
+        ("score", {"input": []}, "input"),
+        ("score", {"input": ["x"] * 65}, "input"),
+        ("score", {}, "input: Field required"),
+        ("score", {"input": "x", "words": True}, "words: this field is not known"),
+        ("alternatives", {"suffix": "x", "n": 51}, "n: "),
+        ("alternatives", {"suffix": "word " * 400}, "the model reads at most 256"),
+        ("alternatives", {"suffix": "x", "model": "forward"}, "starts from an opening"),
+        ("alternatives", {"suffix": "x", "model": "plain", "backgpt": {"words": ["a"]}}, "hints"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_400(
+    address: str, path: str, body: dict[str, object], reason: str
+) -> None:
+    answer = post(address, f"/v1/{path}", **body)
+    assert answer.status_code == 400, answer.text
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_alternatives_are_those_of_python(address: str, model: Model) -> None:
+    answer = post(address, "/v1/alternatives", suffix="ran home.", n=7).json()
+    found = model.alternatives("ran home.", 7)
+    assert [one["text"] for one in answer["data"]] == [one.text for one in found]
+    assert [one["logprob"] for one in answer["data"]] == [one.logprob for one in found]
+    assert [one["edge"] for one in answer["data"]] == [one.edge for one in found]
+    hinted = post(
+        address, "/v1/alternatives", suffix="ran home.", n=7, backgpt={"words": ["fox"]}
+    ).json()
+    assert hinted["data"] != answer["data"]
+
+
+def test_the_models_say_what_they_can_do(address: str, model: Model) -> None:
+    answer = CLIENT.get(address + "/v1/models").json()
+    tiny, plain, forward = answer["data"]
+    assert tiny == {
+        "id": "tiny",
+        "object": "model",
+        "created": 0,
+        "owned_by": "backgpt",
+        "backgpt": {
+            "directions": ["backward", "forward"],
+            "hints": True,
+            "chat": True,
+            "block_size": 256,
+            "description": "A tiny one.",
+        },
+    }
+    assert (plain["backgpt"]["directions"], plain["backgpt"]["hints"]) == (["backward"], False)
+    assert forward["backgpt"]["directions"] == ["forward"]
+
+
+def test_metrics_count_what_was_done_and_hold_no_text(address: str) -> None:
+    post(address, "/v1/completions", prompt="SECRET", max_tokens=2)
+    post(address, "/v1/SECRET", prompt="x")
+    text = CLIENT.get(address + "/metrics").text
+    assert 'backgpt_requests_total{route="/v1/completions",status="200"}' in text
+    assert 'backgpt_requests_total{route="other",status="404"}' in text
+    assert "backgpt_tokens_drawn_total" in text
+    assert "backgpt_samples_in_flight 0.0" in text
+    assert "SECRET" not in text

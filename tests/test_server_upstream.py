@@ -1,0 +1,272 @@
+"""Writing on another server: on a second one of ours, and on what vLLM was recorded to say."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra serve")
+
+from backgpt.api import Model
+from backgpt.running import Job
+from backgpt.sampling import Sampling
+from backgpt.server.channel import Ended, Part
+from backgpt.server.failures import ApiError
+from backgpt.server.upstream import Upstream
+from backgpt.tokenizer import Tokenizer
+from serving import CLIENT, catalog_of, chunks_of, joined, post, serving, until
+from tiny_models import Watched, tiny_model
+
+PATH = "/v1/completions"
+
+
+class NoWriting(Watched):
+    """An engine that may score, but must not write."""
+
+    def step(self, *_: Any) -> Any:
+        raise AssertionError("this has to be written upstream")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Model:
+    return tiny_model(tokenizer, bias=2.8)
+
+
+@pytest.fixture(scope="module")
+def addresses(model: Model, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    """A server that writes, and one in front of it."""
+    front_engine = NoWriting(model.engine, bias=0.0)
+    front = catalog_of(
+        Model(model.config, model.language, front_engine, True, True),
+        words=tiny_model(tokenizer, unit="word"),
+    )
+    with serving(catalog_of(model)) as behind:
+        upstream = Upstream(behind + "/v1/", front, max_in_flight=50)
+        with serving(front, writer=upstream) as address:
+            yield behind, address
+
+
+def test_in_front_of_a_server_of_ours_texts_are_the_same(
+    addresses: tuple[str, str], model: Model
+) -> None:
+    behind, address = addresses
+    for asked in (
+        {"suffix": "The end.", "n": 3, "seed": 5, "max_tokens": 30},
+        {"suffix": "The end.", "seed": 1, "temperature": 0, "max_tokens": 20},
+        {"suffix": "😀", "seed": 2, "backgpt": {"words": ["fox"], "length": "short"}},
+        {"prompt": ["One.", "Two."], "seed": 2, "n": 2, "max_tokens": 9, "top_k": 30},
+        {"prompt": "Once", "backgpt": {"direction": "forward"}, "seed": 4, "max_tokens": 20},
+        {"suffix": "The end.", "seed": 5, "max_tokens": 60, "stop": ["e", "a"]},
+        {"suffix": "The end.", "seed": 5, "max_tokens": 9, "echo": True, "logprobs": 0},
+    ):
+        ours, theirs = (
+            post(one, PATH, **asked).json()["choices"]
+            for one in (address, behind)  # type: ignore[arg-type]
+        )
+        for choice, expected in zip(ours, theirs, strict=True):
+            assert choice["text"] == expected["text"]
+            assert choice["finish_reason"] == expected["finish_reason"]
+            assert choice["backgpt"]["logprob"] == pytest.approx(expected["backgpt"]["logprob"])
+        options = {"order": "prepend"}
+        if "logprobs" not in asked:
+            live = chunks_of(address, PATH, **asked, stream_options=options)  # type: ignore[arg-type]
+            for choice in theirs:
+                assert joined(live, choice["index"]) == choice["text"]
+
+
+@pytest.mark.parametrize("mode", ["ask", "rewind", "reply"])
+def test_chats_are_the_same_turn_by_turn(addresses: tuple[str, str], mode: str) -> None:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "The dog."}], "n": 4}
+    asked |= {"backgpt": {"mode": mode}, "seed": 1, "max_tokens": 30, "temperature": 1.0}
+    ours, theirs = (
+        post(one, "/v1/chat/completions", **asked).json()["choices"] for one in addresses
+    )
+    for choice, expected in zip(ours, theirs, strict=True):
+        assert choice["message"] == expected["message"]
+        assert choice["backgpt"]["messages"] == expected["backgpt"]["messages"]
+
+
+def test_raw_ids_come_back_with_their_log_probabilities_in_model_order(
+    addresses: tuple[str, str], model: Model
+) -> None:
+    prompt = model.prompt("The end.")
+    stops = {"at_once": [model.tokenizer.start_id], "later": [model.tokenizer.start_id]}
+    asked = {"prompt": prompt.ids.tolist(), "seed": 5, "n": 2, "max_tokens": 30}
+    asked["backgpt"] = {"raw": stops}
+    texts = model.write("The end.", seed=5, n=2, max_new_tokens=30)
+    choices = post(addresses[0], PATH, **asked).json()["choices"]
+    streamed = chunks_of(addresses[0], PATH, **asked)
+    for index, text in enumerate(texts):
+        choice = choices[index]
+        assert choice["token_ids"][: len(text.ids)] == text.ids.tolist()
+        assert sum(choice["logprobs"]["token_logprobs"]) == pytest.approx(text.logprob)
+        assert choice["finish_reason"] == text.finish_reason
+        parts = [c["choices"][0] for c in streamed if c["choices"][0]["index"] == index]
+        assert [id_ for part in parts for id_ in part["token_ids"]] == choice["token_ids"]
+        assert parts[-1]["finish_reason"] == text.finish_reason
+
+
+def test_scores_are_computed_here(addresses: tuple[str, str]) -> None:
+    assert post(addresses[1], "/v1/score", input="The end.").status_code == 200
+
+
+def test_a_model_that_writes_by_words_is_refused(addresses: tuple[str, str]) -> None:
+    answer = post(addresses[1], PATH, prompt="x", model="words")
+    assert answer.status_code == 400
+    assert "by words" in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_stops_the_server_behind(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer, bias=-50.0, block_size=2048)
+    engine = model.engine
+    assert isinstance(engine, Watched)
+    with serving(catalog_of(model)) as behind:
+        front = catalog_of(model)
+        with serving(front, writer=Upstream(behind, front, max_in_flight=9)) as address:
+            body = {"prompt": "x", "stream": True, "stream_options": {"order": "prepend"}}
+            with httpx.stream("POST", address + PATH, json=body, timeout=30) as stream:
+                next(line for line in stream.iter_lines() if line.startswith("data"))
+            until(lambda: not engine.rows, within=3)
+
+
+def test_what_goes_wrong_behind_is_told(tokenizer: Tokenizer, model: Model) -> None:
+    front = catalog_of(model)
+    with serving(front, writer=Upstream("http://127.0.0.1:9", front, max_in_flight=9)) as address:
+        answer = post(address, PATH, prompt="x")
+        assert answer.status_code == 502
+        assert "cannot be reached" in answer.json()["error"]["message"]
+        stream = CLIENT.post(address + PATH, json={"prompt": "x", "stream": True})
+        assert "cannot be reached" in stream.text
+
+
+def events(*chunks: Any) -> bytes:
+    lines = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
+    return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
+
+
+def chunk(ids: list[int], *, index: int = 0, finish: str | None = None, **more: Any) -> Any:
+    """Return a chunk as vLLM 0.11 writes it, told `return_token_ids` and `logprobs`."""
+    return {
+        "id": "cmpl-1",
+        "object": "text_completion",
+        "created": 1,
+        "model": "folder",
+        "choices": [
+            {
+                "index": index,
+                "text": "".join(map(chr, ids)),
+                "logprobs": {
+                    "text_offset": [0] * len(ids),
+                    "token_logprobs": [-0.5] * len(ids),
+                    "tokens": ["?"] * len(ids),
+                    "top_logprobs": [{"?": -0.5}] * len(ids),
+                },
+                "finish_reason": finish,
+                "stop_reason": None,
+                "prompt_token_ids": None,
+                "token_ids": ids,
+                **more,
+            }
+        ],
+        "usage": None,
+    }
+
+
+def recorded(model: Model, answer: bytes, sent: list[Any], *, status: int = 200) -> Upstream:
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            data = [{"id": "folder", "object": "model", "owned_by": "vllm"}]
+            return httpx.Response(200, json={"object": "list", "data": data})
+        sent.append(json.loads(request.content))
+        return httpx.Response(status, content=answer)
+
+    transport = httpx.MockTransport(reply)
+    return Upstream("http://vllm", catalog_of(model), max_in_flight=9, transport=transport)
+
+
+def written(model: Model, answer: bytes, *, n: int = 1, status: int = 200) -> tuple[Any, Any]:
+    """Return what was sent, and the texts that were made of the answer."""
+    sent: list[Any] = []
+
+    async def write() -> list[Any]:
+        upstream = recorded(model, answer, sent, status=status)
+        prompt = model.prompt("The end.", words=["fox"])
+        job = Job(model.language, prompt, n=n, sampling=Sampling(), seed=7, max_new_tokens=50)
+        channel = upstream.write([Part(model.engine, job)])
+        ended = [event async for event in channel.events() if isinstance(event, Ended)]
+        assert upstream.in_flight == 0
+        return [event.drawing.result for event in sorted(ended, key=lambda event: event.index)]
+
+    texts = asyncio.run(write())
+    return (sent[0] if sent else None), texts
+
+
+def test_vllm_is_asked_in_its_words_and_understood(model: Model) -> None:
+    tokenizer = model.tokenizer
+    ids = model.language.order.to_model(tokenizer.encode("A fox came.")).tolist()
+    other = model.language.order.to_model(tokenizer.encode("Once.")).tolist()
+    answer = events(
+        chunk(ids[:2]),
+        chunk(other[:1], index=1),
+        chunk(ids[2:]),
+        chunk([tokenizer.start_id], finish="stop", stop_reason=tokenizer.start_id),
+        chunk(other[1:], index=1, finish="length"),
+    )
+    body, texts = written(model, answer, n=2)
+    assert [text.text for text in texts] == ["A fox came. The end.", "Once. The end."]
+    assert [text.finish_reason for text in texts] == ["stop", "length"]
+    assert texts[0].logprob == pytest.approx(-0.5 * (len(ids) + 1))
+    prompt = model.prompt("The end.", words=["fox"])
+    assert body["model"] == "folder"
+    assert body["prompt"] == prompt.ids.tolist()
+    assert body["max_tokens"] == 50
+    assert body["stop_token_ids"] == [tokenizer.start_id]
+    assert body["return_token_ids"] is True
+    assert body["add_special_tokens"] is False
+    assert body["seed"] == 7
+    assert str(tokenizer.start_id) not in body["logit_bias"]
+    assert body["logit_bias"][str(tokenizer.end_id)] == -100
+
+
+def test_a_stop_that_is_not_among_the_ids_ends_the_text_as_well(model: Model) -> None:
+    ids = model.language.order.to_model(model.tokenizer.encode("A fox came.")).tolist()
+    answer = events(chunk(ids), chunk([], finish="stop", stop_reason=model.tokenizer.start_id))
+    _, [text] = written(model, answer)
+    assert (text.text, text.finish_reason) == ("A fox came. The end.", "stop")
+
+
+def test_strings_of_tokens_are_enough(model: Model) -> None:
+    tokenizer = model.tokenizer
+    ids = model.language.order.to_model(tokenizer.encode("A fox came.")).tolist()
+    names = [f"token_id:{ids[0]}", *(tokenizer.token_bytes[id_].decode() for id_ in ids[1:])]
+    told = {"tokens": names, "token_logprobs": [-1.0] * len(ids)}
+    told_end = {"tokens": ["<|start|>"], "token_logprobs": [-1.0]}
+    answer = events(
+        chunk(ids, token_ids=None, logprobs=told),
+        chunk([], token_ids=None, logprobs=told_end, finish="stop"),
+    )
+    _, [text] = written(model, answer)
+    assert text.text == "A fox came. The end."
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        (events(chunk([300])), 200, "ended its answer too early"),
+        (events(chunk([2])), 200, "wrote id 2"),
+        (events(chunk([99999])), 200, "wrote id 99999"),
+        (events(chunk([300], token_ids=None, logprobs=None)), 200, "tells neither"),
+        (events({"error": {"message": "SECRET"}}), 200, "failed while it wrote"),
+        (events("{"), 200, "failed at this"),
+        (b"", 500, "answered 500"),
+        (b"", 429, "as many requests as it can take"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_told(
+    model: Model, answer: bytes, status: int, reason: str
+) -> None:
+    with pytest.raises(ApiError, match=reason):
+        written(model, answer, status=status)
