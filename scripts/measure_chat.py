@@ -4,7 +4,8 @@
         --set "700 held-out rows of databricks-dolly-15k" --out measures.json
 
 Everything is measured on the int8 weights that are shipped. The forward twin is the model itself if
-it runs both ways, or --twin. BM25 needs the package bm25s. The same seed gives the same figures.
+it runs both ways, or --twin. What is rewound begins from the last messages of --conversations, or
+from the answers of --data. BM25 needs the package bm25s. The same seed gives the same figures.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from backgpt.chat import MODES, Mode, Template
 from backgpt.checkpoint import read_model, save_model
 from backgpt.datasets import Conversation, find_source, read_conversations
 from backgpt.errors import BackgptError, UsageError
+from backgpt.evaluate import choose
 from backgpt.evaluate_chat import (
     MOST_NEW_TOKENS,
     Matrix,
@@ -97,6 +99,7 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
     if not 1 < arguments.candidates <= arguments.answers:
         raise UsageError("--candidates: from 2 to the number of --answers")
     held_out = list(_read(arguments.data))
+    longer = list(_read(arguments.conversations)) if arguments.conversations else held_out
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "model"
         save_model(read_model(find(arguments.model)), stored, storage="int8")
@@ -105,13 +108,13 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
         pairs = choose_pairs(model, pairs_of(held_out), arguments.answers, seed=seed)
 
         _say("scoring")
-        losses = list(_losses(model, twin, held_out, arguments.conversations))
+        losses = list(_losses(model, twin, held_out, longer))
         _say("ranking")
         found = _retrieval(model, twin, pairs, arguments.candidates)
         _say("asking, rewinding and replying")
         asked = ask_all(model, [pair.answer for pair in pairs], seed=seed)
         questions = [text.text.strip() for text in asked]
-        transcripts = _rewound(model, pairs[: arguments.rewound], arguments.turns, seed)
+        transcripts = _rewound(model, longer, arguments)
         outputs = [*questions, *(m.text for one in transcripts for m in one.messages[:-1])]
         outputs += _replies(model, pairs, max(arguments.outputs - len(outputs), 0), seed)
         leaked = leaks(outputs)
@@ -137,10 +140,9 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
 
 
 def _losses(
-    model: Model, twin: Model, held_out: Sequence[Conversation], conversations: str | None
+    model: Model, twin: Model, held_out: Sequence[Conversation], longer: Sequence[Conversation]
 ) -> Iterator[ChatLoss]:
-    """Yield the losses of each mode, then of whole conversations both ways."""
-    longer = list(_read(conversations)) if conversations else held_out
+    """Yield the losses of each mode, `rewind` on `longer`, then of whole conversations."""
     for mode in MODES:
         yield measure_loss_of_mode(model, mode, longer if mode == "rewind" else held_out)
     yield measure_loss_of_mode(twin, "reply", held_out)
@@ -192,13 +194,25 @@ def _bm25(pairs: Sequence[Pair]) -> Matrix:
     return np.stack([retriever.get_scores(words) for words in answers]).astype(np.float64)
 
 
-def _rewound(model: Model, pairs: Sequence[Pair], turns: int, seed: int) -> list[Transcript]:
-    """Rewind a conversation from each pair's answer."""
+def _rewound(
+    model: Model, conversations: Sequence[Conversation], arguments: argparse.Namespace
+) -> list[Transcript]:
+    """Rewind from the last messages of some conversations, those of assistants that are short."""
+    longest = 2 * model.engine.block_size // 3
+    last = [one.messages[-1] for one in conversations]
+    texts = [
+        message.text
+        for message in last
+        if message.role == "assistant" and len(model.tokenizer.encode(message.text)) <= longest
+    ]
     return [
         transcript
-        for number, pair in enumerate(pairs)
+        for number, text in enumerate(choose(texts, arguments.rewound, seed=arguments.seed))
         for transcript in model.rewind(
-            pair.answer, turns=turns, max_new_tokens=MOST_NEW_TOKENS, seed=seed + number * turns
+            text,
+            turns=arguments.turns,
+            max_new_tokens=MOST_NEW_TOKENS,
+            seed=arguments.seed + number * arguments.turns,
         )
     ]
 
