@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Thirty minutes on one H200, in calls of under ten: pretrain `base`, compare, tune `stories`.
+# 15 to 30 minutes on one GPU, in calls of under ten: pretrain `base`, tune `stories` and `backchat`, compare.
 # The machine is reached by sending it a folder and a command; docs/training.md tells the story.
 #
 #   at home    bash scripts/gpu_run.sh pack DATA OUT [--tokenizer FILE] [--peer smolgpt=PATH]

@@ -169,10 +169,10 @@ def _retrieval(
     ]
     fair = [without_prior(scores) for scores in backward]
     methods: dict[str, list[Matrix]] = {
-        "backward, log p(question | answer)": backward,
+        "backward, log p(question given answer)": backward,
         "backward, the same per token": [b / n for b, n in zip(backward, lengths, strict=True)],
         "backward, less its mean over all answers": fair,
-        "forward twin, log p(answer | question)": forward,
+        "forward twin, log p(answer given question)": forward,
         "backward and forward, summed": [b + f for b, f in zip(backward, forward, strict=True)],
         "backward less its mean, and forward": [b + f for b, f in zip(fair, forward, strict=True)],
         "BM25": [_bm25(group) for group in groups],

@@ -23,7 +23,7 @@ from plan import GIVEN, PLAN, PROGRESS, Plan, read_plan
 
 ROOT = Path(__file__).parents[2]
 CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "models", "*.so", "*.egg-info")
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "models", "*.so", "*.egg-info")
 PYTHON, PLATFORMS = (
     "3.12",
     ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
