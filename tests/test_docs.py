@@ -52,6 +52,18 @@ def test_the_readmes_python_example_runs(
     assert "bits per byte" in printed
 
 
+def test_the_chats_python_example_asks_and_shows_a_conversation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [example] = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "backchat.md").read_text(), re.DOTALL
+    )
+    exec(compile(example, "backchat.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "assistant: See you tomorrow." in printed
+    assert len(re.findall(r"^ *-\d+\.\d\d  \S", printed, re.MULTILINE)) == 5
+
+
 def test_the_command_line_reference_is_up_to_date() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "write_cli_reference.py"))
     assert script["reference"]() == (ROOT / "docs" / "cli.md").read_text(), (
