@@ -662,7 +662,7 @@ def test_both_ways_shows_the_numbers_of_every_word_and_the_totals(
     page.fill("#text-both", "A\n fox.")
     page.click("#read-both")
     page.locator("#surprise .word").first.focus()
-    expect(page.locator("#readout")).to_have_text("“A”: backward 5.00, forward 1.25 nats")
+    expect(page.get_by_role("status")).to_have_text("“A”: backward 5.00, forward 1.25 nats")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#readout")).to_have_text("“fox.”: backward 2.00, forward unknown nats")
     assert page.locator("#surprise p").all_text_contents() == ["A", " fox."]
@@ -769,6 +769,189 @@ def test_a_copied_text_has_no_line_breaks_of_the_sheet(
         }"""
     )
     assert copied == text + "The end."
+
+
+def test_only_a_candidate_of_the_newest_exchange_is_kept_and_none_while_writing(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    both = [*said("Yes.", role="assistant"), *said("No.", role="assistant", index=1)]
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=[*both, "[DONE]"]),
+        Answer(events=[*said("It is."), gate, "[DONE]"]),
+        Answer(events=[*said("Why?"), "[DONE]"]),
+    ]
+    page = visit(server.address + "#/backchat")
+    keep = page.get_by_role("button", name="Keep this one")
+    page.click("#say summary")
+    page.locator("#say [value=reply]").check(force=True)
+    for number, text in (("2", "Is it?"), ("1", "Is it so?")):
+        page.select_option("#say [name=n]", number)
+        page.fill("#message", text)
+        page.click("#chat-send")
+        page.locator("#exchanges .lines", has_text=text).wait_for()
+        if number == "2":
+            expect(keep).to_have_count(2)
+    expect(page.locator("#exchanges .lines", has_text="It is.")).to_be_visible()
+    expect(keep).to_have_count(0)
+    gate.set()
+    page.locator("#chat-send").wait_for()
+    expect(keep).to_have_count(0)
+    lines = page.locator("#exchanges .lines").all_text_contents()
+    assert lines == ["Is it so?", "It is.", "Is it?", "Yes.", "No."]
+
+
+def test_an_answer_that_makes_no_sense_does_not_block_the_page(
+    server: Scripted, browser: Any
+) -> None:
+    server.answers["/v1/completions"] = [Answer(events=written("x", index=5)), story("A fox.")]
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=said("x", index=5)),
+        Answer(events=[*said("Why?"), "[DONE]"]),
+    ]
+    page = browser.new_page()
+    page.goto(server.address)
+    write(page, " The end.")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("try again"))
+    write(page)
+    assert sheet_text(page) == "A fox. The end."
+    page.goto(server.address + "#/backchat")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("try again"))
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines")).to_have_text(["Why?", "A fox."])
+    page.close()
+
+
+def test_any_word_of_a_long_story_has_alternatives_and_can_be_written_before(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    words = [f"w{number} " for number in range(400)]
+    server.answers["/v1/completions"] = [story(*reversed(words)), story("New ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    choose(page, "length", "long")
+    write(page, "The end.")
+    page.locator(WORDS, has_text="w9").first.click()
+    expect(page.locator("#menu li button")).to_have_count(3)
+    [asked] = server.bodies("/v1/alternatives")
+    most = int(512 * 0.3)
+    assert asked["suffix"].split() == [word.strip() for word in words[10 : 10 + most]]
+    assert asked["backgpt"] == {"continues": True}
+    page.click("#menu-rewrite")
+    settled(page)
+    body = server.bodies("/v1/completions")[1]
+    assert body["suffix"].split() == [word.strip() for word in words[9 : 9 + most]]
+    assert body["backgpt"] == {"continues": True}
+    assert sheet_text(page) == "New " + "".join(words[9:]) + "The end."
+    expect(page.get_by_role("alert")).to_have_text(re.compile("cannot heed an opening, a length"))
+
+
+def test_an_opening_without_an_ending_is_refused_in_one_line(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    page = visit(server.address)
+    set_up(page, opening="One day", words="cake")
+    page.fill("#ending", "")
+    page.click("#write")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("An opening needs an ending"))
+    assert server.requests == []
+
+
+def test_story_chat_and_chosen_model_survive_a_reload(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    both = [*models().body["data"], *models(name="other").body["data"]]
+    server.answers["/v1/models"] = [Answer({"object": "list", "data": both})]
+    server.answers["/v1/completions"] = [story(" fox.", "A")]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?"), "[DONE]"])]
+    page = visit(server.address)
+    page.click("#more summary")
+    page.select_option("#settings [name=model]", "other")
+    write(page, " The end.")
+    page.get_by_role("link", name="BackChat").click()
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines")).to_have_text(["Who?", "A fox."])
+    page.reload()
+    expect(page.locator("#exchanges .lines")).to_have_text(["Who?", "A fox."])
+    page.get_by_role("link", name="Story").click()
+    assert sheet_text(page) == "A fox. The end."
+    assert page.locator(f"{WORDS}.given").all_text_contents() == ["The", "end."]
+    expect(page.locator("#settings [name=model]")).to_have_value("other")
+    page.click("#edit")
+    page.fill("#ending", " No end.")
+    page.reload()
+    expect(page.locator("#ending")).to_have_value(" No end.")
+    write(page)
+    assert server.bodies("/v1/completions")[1]["model"] == "other"
+    assert sheet_text(page) == "A fox. No end."
+
+
+def test_an_ended_conversation_can_be_brought_back(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?"), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    lines = page.locator("#exchanges .lines")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    page.click("#new-chat")
+    expect(lines).to_have_count(0)
+    page.click("#last-chat")
+    expect(lines).to_have_text(["Who?", "A fox."])
+    expect(page.locator("#last-chat")).to_be_hidden()
+
+
+def test_the_models_are_asked_for_until_the_server_is_there(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/models"] = [Answer({}, 503), Answer({}, 503), models()]
+    page = visit(server.address)  # waits for the models
+    expect(page.locator("#settings [name=model]")).to_have_value("tiny")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_another_server_in_the_same_place_is_asked_for_its_models(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [Answer({}, 503), story("A fox.")]
+    page = visit(server.address + "#/backchat")
+    server.answers["/v1/models"] = [models(name="new", chat=False)]
+    page.get_by_role("link", name="Story").click()
+    write(page, " The end.")
+    expect(page.locator("#settings [name=model]")).to_have_value("tiny")
+    write(page)
+    expect(page.locator("#settings [name=model]")).to_have_value("new")
+    page.get_by_role("link", name="BackChat").click()
+    expect(page.locator("#no-chat")).to_be_visible()
+
+
+def test_a_key_given_later_brings_the_models_and_a_refused_one_is_told(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    page = visit(server.address)
+    server.answers["/v1/models"] = [Answer({}, 401), models(name="guarded")]
+    server.answers["/v1/completions"] = [Answer({}, 401), Answer({}, 401), story("A fox.")]
+    page.reload()
+    page.click("#key-cancel")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("asks for an API key"))
+    expect(page.locator("#settings option[value=guarded]")).to_have_count(0)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    refused = page.locator("#key-refused")
+    expect(page.locator("#key-dialog")).to_be_visible()
+    expect(refused).to_be_hidden()
+    page.fill("#key", "wrong")
+    page.keyboard.press("Enter")
+    expect(refused).to_be_visible()
+    expect(page.locator("#key")).to_have_accessible_description(re.compile("not accepted"))
+    page.fill("#key", "right")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert sheet_text(page) == "A fox. The end."
+    expect(page.locator("#settings [name=model]")).to_have_value("guarded")
 
 
 @pytest.fixture(scope="module")

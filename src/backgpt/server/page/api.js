@@ -14,15 +14,27 @@ export class ApiError extends Error {
   }
 }
 
-/** @type {() => Promise<string|null>} */
+/** @type {(refused: boolean) => Promise<string|null>} */
 let askForKey = async () => null;
+let isBack = () => {};
+let wasAway = false;
 
 /**
  * Say how to get an API key when the server wants one.
- * @param {() => Promise<string|null>} ask gives null when the user would rather not
+ * @param {(refused: boolean) => Promise<string|null>} ask gives null when the user would rather
+ *   not; `refused` is whether the server did not accept the last one
  */
 export function onKeyWanted(ask) {
   askForKey = ask;
+}
+
+/**
+ * Say what to do when the server answers again after it did not, or wanted a key: it may be
+ * another one.
+ * @param {() => void} act
+ */
+export function onServerBack(act) {
+  isBack = act;
 }
 
 /**
@@ -56,6 +68,7 @@ export async function* stream(path, body, signal) {
   } catch (error) {
     if (error instanceof ApiError || signal.aborted) throw error;
   }
+  wasAway = true;
   throw new ApiError("The connection broke. What came stays; go on from it, or write again.");
 }
 
@@ -101,11 +114,17 @@ async function send(path, body, signal) {
       response = await fetch(path, body ? { ...settings, body: JSON.stringify(body) } : settings);
     } catch (error) {
       if (signal?.aborted) throw error;
+      wasAway = true;
       throw new ApiError("The server cannot be reached: see whether it still runs, and try again.");
     }
-    if (response.ok) return response;
+    if (response.ok) {
+      if (wasAway) isBack();
+      wasAway = false;
+      return response;
+    }
+    if (response.status === 401 || response.status === 503) wasAway = true;
     if (response.status !== 401) throw await explained(response);
-    const given = await askForKey();
+    const given = await askForKey(key !== null);
     if (given === null)
       throw new ApiError("This server asks for an API key: try again to give it.", 401);
     sessionStorage.setItem(KEY, given);

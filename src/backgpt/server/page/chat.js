@@ -3,6 +3,7 @@
 import { ApiError, stream } from "./api.js";
 import { ChatView } from "./chat_view.js";
 import { announce, byId, prefersStillness, showProblem } from "./dom.js";
+import { keep } from "./draft.js";
 import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
 import { Pace } from "./pace.js";
 
@@ -28,8 +29,14 @@ export class Chat {
       keep: (option) => this.keep(option),
       again: () => this.again(),
     });
+    const kept = keep("backgpt.chat", () => ({
+      exchanges: this.exchanges,
+      ended: this.ended,
+    }));
     /** @type {Exchange[]} newest first */
-    this.exchanges = [];
+    this.exchanges = kept?.exchanges ?? [];
+    /** @type {Exchange[]} the conversation before this one, as long as this one is empty */
+    this.ended = kept?.ended ?? [];
     /** @type {AbortController | null} */
     this.writing = null;
     this.form.addEventListener("submit", (event) => {
@@ -42,7 +49,9 @@ export class Chat {
     });
     byId("chat-stop").addEventListener("click", () => this.writing?.abort());
     byId("new-chat").addEventListener("click", () => this.begin());
+    byId("last-chat").addEventListener("click", () => this.bringBack());
     this.view.showMode(this.mode);
+    this.render();
   }
 
   /** @param {import("./models.js").Model[]} models */
@@ -65,11 +74,25 @@ export class Chat {
     return this.form.elements.namedItem(name);
   }
 
-  /** Begin a new conversation. */
+  /** Begin a new conversation; the last one can be brought back until something is said. */
   begin() {
+    this.ended = this.exchanges;
     this.exchanges = [];
-    this.view.render(this.exchanges);
+    this.render();
+    announce("a new conversation");
     byId("message").focus();
+  }
+
+  bringBack() {
+    this.exchanges = this.ended;
+    this.ended = [];
+    this.render();
+    announce("the last conversation is back");
+    byId("message").focus();
+  }
+
+  render() {
+    this.view.render(this.exchanges, { canBringBack: this.ended.length > 0 });
   }
 
   /** Say what stands in the field. */
@@ -100,11 +123,15 @@ export class Chat {
     if (newest && !this.writing) this.write({ ...newest, options: [] }, older);
   }
 
-  /** @param {number} option */
+  /**
+   * Keep one candidate of the newest exchange.
+   * @param {number} option
+   */
   keep(option) {
+    if (this.writing) return;
     const [newest, ...older] = this.exchanges;
     this.exchanges = [{ ...newest, options: [newest.options[option]] }, ...older];
-    this.view.render(this.exchanges);
+    this.render();
     byId("message").focus();
   }
 
@@ -130,19 +157,34 @@ export class Chat {
     this.view.startWriting([exchange, ...older]);
     announce("writing");
     const { signal } = this.writing;
-    const problem = await this.follow(body, exchange, signal);
-    this.writing = null;
+    let problem = "This page failed on what the server sent: try again.";
+    try {
+      problem = await this.follow(body, exchange, signal);
+    } finally {
+      this.writing = null;
+      this.endWriting(exchange, older, body.seed);
+      const nothing = "No message came to its beginning: try again, or say something else.";
+      showProblem(problem || (exchange.options.length || signal.aborted ? "" : nothing));
+    }
+  }
+
+  /**
+   * Take over what came.
+   * @param {Exchange} exchange
+   * @param {Exchange[]} older
+   * @param {number} seed
+   */
+  endWriting(exchange, older, seed) {
     exchange.options = exchange.options.filter((messages) => messages.length);
     const came = exchange.options.length > 0;
     if (came) {
       this.exchanges = [exchange, ...older];
+      this.ended = [];
       if (this.field("message").value.trim() === exchange.said.content)
         this.field("message").value = "";
     }
-    this.view.render(this.exchanges);
-    this.view.endWriting(came ? `seed ${body.seed}` : "");
-    const nothing = "No message came to its beginning: try again, or say something else.";
-    showProblem(problem || (came || signal.aborted ? "" : nothing));
+    this.render();
+    this.view.endWriting(came ? `seed ${seed}` : "");
     announce(came ? "done" : "");
   }
 

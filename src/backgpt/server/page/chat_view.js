@@ -57,30 +57,36 @@ export class ChatView {
       "This server has no chat model: start it with one, backgpt serve --model NAME.";
   }
 
-  /** @param {Exchange[]} exchanges */
-  render(exchanges) {
+  /**
+   * Show exchanges; only the newest can be changed, and none while another is being written.
+   * @param {Exchange[]} exchanges
+   * @param {{writing?: boolean, canBringBack?: boolean}} options
+   */
+  render(exchanges, { writing = false, canBringBack = false }) {
     const elements = exchanges.map((exchange, place) => {
+      const changes = place === 0 && !writing;
       const several = exchange.options.length > 1;
       const options = exchange.options.map((messages, option) => {
         const element = make("div", { class: several ? "option" : "" });
         for (const message of messages) this.add(element, exchange.mode, message);
-        if (several) element.append(button("Keep this one", () => this.actions.keep(option)));
+        if (several && changes)
+          element.append(button("Keep this one", () => this.actions.keep(option)));
         return element;
       });
       const element = this.exchange(exchange, options);
-      if (place === 0) {
+      if (changes) {
         element.append(button("Write it again", this.actions.again, { class: "quiet again" }));
       }
       return element;
     });
     byId("exchanges").replaceChildren(...elements);
-    byId("new-chat").hidden = !exchanges.length;
+    byId("new-chat").hidden = writing || !exchanges.length;
+    byId("last-chat").hidden = writing || !canBringBack;
   }
 
   /** @param {Exchange[]} exchanges the first is being written */
   startWriting([newest, ...older]) {
-    this.render(older);
-    byId("exchanges").querySelector(".again")?.remove();
+    this.render(older, { writing: true });
     this.mode = newest.mode;
     this.growing = newest.options.map(() => ({
       element: make("div", { class: newest.options.length > 1 ? "option growing" : "growing" }),
@@ -90,7 +96,6 @@ export class ChatView {
     byId("exchanges").prepend(this.exchange(newest, elements));
     byId("chat-status").textContent = "writing";
     byId("chat-send").hidden = true;
-    byId("new-chat").hidden = true;
     byId("chat-stop").hidden = false;
     byId("chat-stop").focus({ preventScroll: true });
   }

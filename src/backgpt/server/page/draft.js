@@ -1,4 +1,4 @@
-/** What was typed survives a reload: the fields are kept until the tab closes. */
+/** What was typed, chosen and written survives a reload: it is kept until the tab closes. */
 
 const NAME = "backgpt.fields";
 
@@ -7,19 +7,33 @@ const NAME = "backgpt.fields";
  * @param {HTMLElement} root
  */
 export function keepFields(root) {
-  const kept = JSON.parse(sessionStorage.getItem(NAME) ?? "{}");
+  const kept = keep(NAME, () => {
+    const open = fields(root).filter((field) => field.type !== "radio" || field.checked);
+    return Object.fromEntries(open.map((field) => [nameOf(field), valueOf(field)]));
+  });
   for (const field of fields(root)) {
-    const value = kept[nameOf(field)];
+    const value = kept?.[nameOf(field)];
     if (typeof value !== "string") continue;
-    if (field.type === "radio") field.checked = field.value === value;
+    if (isUnoffered(field)) field.dataset.wanted = value;
+    else if (field.type === "radio") field.checked = field.value === value;
     else field.value = value;
     if (field.type === "range") field.dispatchEvent(new Event("input", { bubbles: true }));
   }
-  addEventListener("pagehide", () => {
-    const open = fields(root).filter((field) => field.type !== "radio" || field.checked);
-    const values = Object.fromEntries(open.map((field) => [nameOf(field), field.value]));
-    sessionStorage.setItem(NAME, JSON.stringify(values));
+}
+
+/**
+ * Keep something under a name whenever the page may go, and return what was kept before.
+ * @param {string} name
+ * @param {() => object} current
+ * @returns {any} null the first time
+ */
+export function keep(name, current) {
+  const save = () => sessionStorage.setItem(name, JSON.stringify(current()));
+  addEventListener("pagehide", save);
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) save(); // a phone may end a hidden page without another event
   });
+  return JSON.parse(sessionStorage.getItem(name) ?? "null");
 }
 
 /**
@@ -33,4 +47,17 @@ function fields(root) {
 /** @param {HTMLInputElement} field */
 function nameOf(field) {
   return `${field.form?.id ?? ""} ${field.name || field.id}`;
+}
+
+/** @param {HTMLInputElement} field */
+function valueOf(field) {
+  return isUnoffered(field) ? field.dataset.wanted : field.value;
+}
+
+/**
+ * Return whether a field still waits for its choices, as one for the model does.
+ * @param {HTMLElement} field
+ */
+function isUnoffered(field) {
+  return field instanceof HTMLSelectElement && !field.options.length;
 }

@@ -5,20 +5,27 @@ import { byId } from "./dom.js";
 /** @type {Promise<string | null> | null} */
 let asking = null;
 
-/** Ask for the key, once for all who wait for it; null if the user would rather not. */
-export function askForKey() {
-  asking ??= answer().finally(() => {
+/**
+ * Ask for the key, once for all who wait for it; null if the user would rather not.
+ * @param {boolean} refused whether the last one was not accepted
+ */
+export function askForKey(refused) {
+  asking ??= answer(refused).finally(() => {
     asking = null;
   });
   return asking;
 }
 
-/** @returns {Promise<string | null>} */
-function answer() {
+/**
+ * @param {boolean} refused
+ * @returns {Promise<string | null>}
+ */
+function answer(refused) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
   const form = /** @type {HTMLFormElement} */ (byId("key-form"));
   const field = /** @type {HTMLInputElement} */ (byId("key"));
   field.value = "";
+  byId("key-refused").hidden = !refused;
   dialog.showModal();
   field.focus();
   return new Promise((resolve) => {

@@ -1,6 +1,6 @@
 /** Where the page begins: the views, their addresses, and what they share. */
 
-import { ApiError, onKeyWanted, request } from "./api.js";
+import { ApiError, onKeyWanted, onServerBack, request } from "./api.js";
 import { Chat } from "./chat.js";
 import { byId, showProblem } from "./dom.js";
 import { keepFields } from "./draft.js";
@@ -10,6 +10,9 @@ import { BothWays } from "./surprise.js";
 import { prepareWordMenu } from "./word_menu.js";
 
 const VIEWS = ["story", "backchat", "both-ways"];
+const RETRY_MS = 3000; // to ask again for the models when the server cannot be reached
+
+let isAsking = false;
 
 /** Show the view that the address names. */
 function showView() {
@@ -25,19 +28,32 @@ function showView() {
   return title;
 }
 
-/** Ask the server for its models and offer them in every view. */
-async function offerModels() {
+/**
+ * Ask the server for its models and offer them in every view; again until it answers. Where a key
+ * is wanted and not given, the next request asks for it, and then for the models.
+ * @param {string} [shown] the problem that the last try has shown
+ */
+async function offerModels(shown = "") {
+  if (isAsking) return;
+  isAsking = true;
   try {
     const { data } = await request("v1/models");
     for (const view of views) view.offer(data);
+    if (shown && byId("problem").textContent === shown) showProblem("");
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    showProblem(error.message);
+    const { message, status } = error;
+    const stands = !shown || byId("problem").textContent === shown;
+    if (stands && message !== shown) showProblem(message);
+    if (status !== 401) setTimeout(offerModels, RETRY_MS, message);
+  } finally {
+    isAsking = false;
   }
 }
 
 keepFields(byId("main"));
 onKeyWanted(askForKey);
+onServerBack(offerModels);
 prepareWordMenu();
 const views = [new StoryDesk(), new Chat(), new BothWays()];
 showView();

@@ -18,12 +18,14 @@ export function abilities(model) {
 }
 
 /**
- * Offer models in a field, keeping the one that is chosen; at first it is one that takes hints.
+ * Offer models in a field, keeping the one that is chosen, or was before a reload (`data-wanted`);
+ * at first it is one that takes hints.
  * @param {HTMLSelectElement} field
  * @param {Model[]} models
  */
 export function offerModels(field, models) {
-  const chosen = models.find(({ id }) => id === field.value);
+  const wanted = field.value || field.dataset.wanted;
+  const chosen = models.find(({ id }) => id === wanted);
   const first = chosen ?? models.find((model) => abilities(model).hints) ?? models[0];
   field.replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
   if (first) field.value = first.id;

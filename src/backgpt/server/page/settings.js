@@ -2,6 +2,13 @@
 
 import { prefersStillness } from "./dom.js";
 import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
+import { firstWords } from "./text.js";
+
+const SHARE_TO_GO_ON_FROM = 0.3; // words that are given, for each token of the model's context
+
+export const UNHEEDED =
+  "So much text follows that the model reads its first words only: then it cannot heed " +
+  "an opening, a length or words to have.";
 
 /**
  * @typedef {object} Completion what is asked of /v1/completions
@@ -44,13 +51,26 @@ export class Settings {
   }
 
   /**
-   * Return a request for beginnings of a text that ends with `suffix`. Raises RangeError for a field
-   * that does not hold what it should.
+   * Return a request for what stands before the rest of a text. A long rest is given by its first
+   * words, so that there is room to write; then there can be no hints, and `unheeded` says whether
+   * some were wanted. Raises RangeError for a field that does not hold what it should.
+   * @param {string} rest
+   * @returns {{body: Completion, unheeded: boolean}}
+   */
+  before(rest) {
+    const most = Math.floor(this.abilities.block_size * SHARE_TO_GO_ON_FROM);
+    const suffix = firstWords(rest, most);
+    const continues = suffix !== rest;
+    const unheeded = continues && Object.keys(this.hints).length > 0;
+    return { body: this.request(suffix, continues), unheeded };
+  }
+
+  /**
    * @param {string} suffix
-   * @param {{continues?: boolean}} [options] whether some text follows: then there can be no hints
+   * @param {boolean} continues whether some text follows
    * @returns {Completion}
    */
-  request(suffix, { continues = false } = {}) {
+  request(suffix, continues) {
     const { opening, ...hints } = this.hints;
     const special = continues ? { continues } : hints;
     return {

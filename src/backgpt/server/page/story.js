@@ -2,11 +2,12 @@
 
 import { request } from "./api.js";
 import { announce, byId, showProblem } from "./dom.js";
+import { keep } from "./draft.js";
 import { History } from "./history.js";
 import { copy, saveFile } from "./save.js";
-import { Settings } from "./settings.js";
+import { Settings, UNHEEDED } from "./settings.js";
 import { StoryView } from "./story_view.js";
-import { firstWords, fromFirstWord, wordCount } from "./text.js";
+import { fromFirstWord, wordCount } from "./text.js";
 import { openWordMenu } from "./word_menu.js";
 import { write } from "./writing.js";
 
@@ -16,8 +17,6 @@ import { write } from "./writing.js";
  * @typedef {{ending: string, drafts: Draft[]}} Story never changed, only replaced
  */
 
-const SHARE_TO_GO_ON_FROM = 0.3; // words that are given, for each token of the model's context
-
 export class StoryDesk {
   constructor() {
     this.settings = new Settings(/** @type {HTMLFormElement} */ (byId("settings")));
@@ -25,12 +24,19 @@ export class StoryDesk {
       chooseWord: (index, placed, word) => this.openMenu(index, placed, word),
       keep: (index) => this.keep(index),
     });
+    const kept = keep("backgpt.story", () => ({
+      story: this.story,
+      typed: this.view.isEditing ? this.view.ending : null,
+    }));
+    const typed = kept ? kept.typed : this.view.ending;
     /** @type {History<Story>} */
-    this.history = new History({ ending: this.view.ending, drafts: [] });
+    this.history = new History(kept?.story ?? { ending: typed, drafts: [] });
     /** @type {AbortController | null} */
     this.writing = null;
     this.listen();
+    this.view.isEditing = typed !== null;
     this.render();
+    if (typed !== null) this.view.ending = typed;
   }
 
   /** @returns {Story} */
@@ -71,9 +77,13 @@ export class StoryDesk {
     if (this.writing) return;
     this.finishEditing();
     const { ending } = this.story;
-    const { words, length } = this.settings.hints;
-    if (!ending.trim() && !words && !length) {
-      showProblem("Type an ending first: the story is written toward it.");
+    const { opening, words, length } = this.settings.hints;
+    if (!ending.trim() && (opening || (!words && !length))) {
+      showProblem(
+        opening
+          ? "An opening needs an ending: type one, or empty the field Opening."
+          : "Type an ending first: the story is written toward it.",
+      );
       this.edit();
       return;
     }
@@ -83,24 +93,21 @@ export class StoryDesk {
   /** Go on writing in front of a text that has not reached its beginning. */
   goOn() {
     const [draft] = this.story.drafts;
-    const text = this.textOf(draft);
-    const most = Math.floor(this.settings.abilities.block_size * SHARE_TO_GO_ON_FROM);
-    const given = firstWords(text, most);
     const base = { ending: this.story.ending, written: draft.written, steps: draft.steps };
-    this.run(given, base, { continues: given !== text });
+    this.run(this.textOf(draft), base);
   }
 
   /**
-   * Write everything before a suffix of a text; `base` is what stays.
-   * @param {string} suffix
+   * Write everything before the rest of a text; `base` is what stays.
+   * @param {string} rest
    * @param {{ending: string, written: string, steps: object[]}} base
-   * @param {{continues?: boolean}} [options]
    */
-  async run(suffix, base, options) {
+  async run(rest, base) {
     showProblem("");
     let body;
+    let unheeded;
     try {
-      body = this.settings.request(suffix, options);
+      ({ body, unheeded } = this.settings.before(rest));
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(error.message);
@@ -109,12 +116,28 @@ export class StoryDesk {
     this.writing = new AbortController();
     this.view.startWriting(base.written + base.ending, base.ending, body.n);
     announce("writing");
-    const { beginnings, problem } = await write(body, {
-      show: (index, piece) => this.view.prepend(index, piece),
-      pace: () => this.settings.pace,
-      signal: this.writing.signal,
-    });
-    this.writing = null;
+    /** @type {Awaited<ReturnType<typeof write>>} */
+    let end = { beginnings: [], problem: "This page failed on what the server sent: try again." };
+    try {
+      end = await write(body, {
+        show: (index, piece) => this.view.prepend(index, piece),
+        pace: () => this.settings.pace,
+        signal: this.writing.signal,
+      });
+    } finally {
+      this.writing = null;
+      this.endWriting(body, base, end);
+      showProblem(end.problem || (unheeded ? UNHEEDED : ""));
+    }
+  }
+
+  /**
+   * Take over what came.
+   * @param {import("./settings.js").Completion} body
+   * @param {{ending: string, written: string, steps: object[]}} base
+   * @param {{beginnings: import("./writing.js").Beginning[]}} end
+   */
+  endWriting(body, base, { beginnings }) {
     const drafts = beginnings.map(({ written, finish }, choice) => ({
       written: written + base.written,
       finish,
@@ -124,7 +147,6 @@ export class StoryDesk {
     if (came) this.history.push({ ending: base.ending, drafts });
     this.render();
     this.view.endWriting();
-    showProblem(problem);
     announce(
       came ? `done, ${drafts.map((draft) => wordCount(this.textOf(draft))).join(" and ")}` : "",
     );
@@ -144,8 +166,8 @@ export class StoryDesk {
       anchor,
       word: placed.word,
       load: async (signal) => {
-        const { model, backgpt } = this.settings.request(after);
-        const body = { ...(model && { model }), suffix: after, n: 10, ...(backgpt && { backgpt }) };
+        const { model, suffix, backgpt } = this.settings.before(after).body;
+        const body = { ...(model && { model }), suffix, n: 10, ...(backgpt && { backgpt }) };
         return (await request("v1/alternatives", body, signal)).data;
       },
       rewrite: () => this.writeBefore(text.slice(start), draft),

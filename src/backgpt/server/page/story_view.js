@@ -30,6 +30,11 @@ export class StoryView {
     return this.field.value;
   }
 
+  set ending(text) {
+    this.field.value = text;
+    this.fitField();
+  }
+
   /**
    * Show a story.
    * @param {Story} story
