@@ -40,6 +40,9 @@ def client(address: str) -> Any:
 
 def test_openais_client_lists_the_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.models.retrieve("gpt")
 
 
 def test_openais_client_completes(client: Any, model: Model) -> None:
@@ -174,7 +177,7 @@ def reachable(address: str) -> bool:
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(
     arguments: list[str], reason: str
 ) -> None:
-    process = serve(*arguments, "--port=0", BACKGPT_API_KEY="")
+    process = serve(*arguments, "--port=0", BACKGPT_API_KEY=" \n")  # no key
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert reason in err
@@ -200,6 +203,15 @@ def test_without_the_extra_it_says_which() -> None:
     assert done.stderr == (
         "backgpt: the server needs the extra 'serve': pip install 'backgpt[serve]'\n"
     )
+
+
+def test_no_web_sockets_are_taken_past_the_guard() -> None:
+    program = (
+        "import uvicorn\nuvicorn.Server.run = lambda self, sockets: print(self.config.ws)\n"
+        "from backgpt.cli import main\nmain(['serve', '--model=stories', '--port=0'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "none\n", done.stderr
 
 
 def test_neither_the_package_nor_its_help_loads_the_servers_libraries() -> None:

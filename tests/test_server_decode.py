@@ -242,6 +242,94 @@ def test_an_engine_that_always_fails_ends_the_thread_and_nobody_hangs(model: Mod
     assert not decoder.stopped_in_peace
 
 
+def test_an_engine_that_always_fails_at_reading_prompts_is_noticed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        def fail(*_: Any) -> Any:
+            raise RuntimeError
+
+        monkeypatch.setattr(model.engine, "prefill", fail)
+        rounds = Rounds(max_running=3)
+        channels = [channel() for _ in range(3)]
+        for one in channels[:2]:
+            rounds.round([Waiting(one, part(model))], [])
+        with pytest.raises(RuntimeError):
+            rounds.round([Waiting(channels[2], part(model))], [])
+        assert [type(said) for _, said in rounds.said] == [FaultError, type(None)] * 3
+
+    on_a_loop(test)
+
+
+@pytest.mark.parametrize("one_goes_well", [True, False])
+def test_work_that_fails_three_times_in_a_row_is_noticed(one_goes_well: bool) -> None:
+    async def test() -> None:
+        def slices(error: Exception | None) -> Any:
+            if error:
+                raise error
+            return "done"
+            yield
+
+        rounds, outcomes = Rounds(max_running=3), [RuntimeError(), RuntimeError(), RuntimeError()]
+        works = [Working(channel(), slices(error)) for error in outcomes]
+        if one_goes_well:
+            works.insert(2, Working(channel(), slices(None)))
+        for work in works[:-1]:
+            rounds.round([work], [])
+        if one_goes_well:
+            rounds.round(works[-1:], [])
+            return
+        with pytest.raises(RuntimeError):
+            rounds.round(works[-1:], [])
+
+    on_a_loop(test)
+
+
+def test_nobody_waits_for_ever_when_letting_go_fails(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        def fail(_: Any) -> None:
+            raise RuntimeError
+
+        def stubborn() -> Any:
+            try:
+                yield
+                yield
+            finally:
+                raise RuntimeError
+
+        rounds, writing, working = Rounds(max_running=3), channel(), channel()
+        rounds.round([Waiting(writing, part(model)), Working(working, stubborn())], [])
+        monkeypatch.setattr(model.engine, "release", fail)
+        rounds.said = []
+        with pytest.raises(RuntimeError):
+            rounds.round([], [writing])
+        assert rounds.said == [(writing, None)]
+        rounds.said = []
+        error = ApiError(503, "the end")
+        rounds.end_all(error)
+        assert rounds.said == [(working, error), (working, None)]
+
+    on_a_loop(test)
+
+
+def test_a_request_of_many_parts_that_comes_too_late_is_ended_once(model: Model) -> None:
+    async def test() -> None:
+        decoder = Decoder()
+        late = decoder.write([part(model), part(model), part(model)])
+        decoder.ask_to_stop()
+        decoder.start()
+        with pytest.raises(ApiError, match="stopping"):
+            async for _ in late.events():
+                pass
+        await asyncio.to_thread(decoder.stop)
+        await asyncio.sleep(0.01)
+        assert decoder.in_flight == 0
+
+    on_a_loop(test)
+
+
 def test_a_fault_in_one_requests_own_work_is_told_to_it_alone(model: Model) -> None:
     async def test() -> None:
         def broken() -> Any:

@@ -1,5 +1,6 @@
 """Who may ask what: hosts, origins, content types, sizes, keys, and what every answer carries."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
+from pydantic import ValidationError
+
 from backgpt.server.app import Settings
-from backgpt.server.guard import Rules
+from backgpt.server.guard import Guard, Rules
+from backgpt.server.schema import ChatRequest, CompletionRequest, ScoreRequest
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, JSON, catalog_of, serving
 from tiny_models import tiny_model
 
 PATH = "/v1/completions"
+TRICKS = ("evil@localhost", "localhost/x", "localhost?x", "localhost#x", "x\\\\@localhost")
 BODY = b'{"prompt": "x", "max_tokens": 1}'
 
 
@@ -46,7 +51,9 @@ def test_the_names_of_this_machine_are_let_in(address: str, host: str, port: str
     assert CLIENT.get(f"{address}/v1/models", headers={"host": host + port}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.1", "", "[::"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "10.0.0.1", "", "[::", *TRICKS]
+)
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/health", "/static/style.css"])
 def test_other_names_are_not(address: str, host: str, path: str) -> None:
     answer = CLIENT.get(address + path, headers={"host": host})
@@ -128,6 +135,74 @@ def test_what_is_no_request_is_a_400_in_openais_shape(address: str, body: bytes)
     answer = CLIENT.post(address + PATH, content=body, headers=JSON)
     assert answer.status_code == 400, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "x", "stop": 5}, "stop"),
+        ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "backgpt": {"words": [5]}}, "backgpt.words.0"),
+        ({"prompt": "x", "sing": 5}, "sing"),
+        ({"prompt": "x", "backgpt": {"sing": 5}}, "backgpt.sing"),
+    ],
+)
+def test_the_field_that_is_wrong_is_called_by_its_name(
+    address: str, body: dict[str, Any], param: str
+) -> None:
+    error = CLIENT.post(address + PATH, json=body).json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(param + ": ")
+
+
+MANY = 50_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": [None] * MANY}),
+        (CompletionRequest, {"prompt": [[None] * MANY]}),
+        (CompletionRequest, {"prompt": [[1], *[["x"]] * 63]}),
+        (CompletionRequest, {"prompt": "x", "stop": [5] * 4}),
+        (CompletionRequest, {"prompt": "x", "backgpt": {"words": [5] * MANY}}),
+        (CompletionRequest, {"prompt": "x", "backgpt": {"raw": {"later": [None] * MANY}}}),
+        (ChatRequest, {"messages": [5] * MANY}),
+        (CompletionRequest, {f"field {number}": 1 for number in range(MANY)}),
+        (ChatRequest, {"messages": [{f"field {number}": 1 for number in range(MANY)}]}),
+        (ScoreRequest, {"input": [5] * 64}),
+    ],
+)
+def test_a_large_request_that_is_wrong_is_not_a_thousand_errors(kind: Any, body: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= 5
+
+
+def test_a_body_that_is_broken_off_runs_nothing() -> None:
+    ran: list[bool] = []
+
+    async def app(*_: Any) -> None:
+        ran.append(True)
+
+    async def test() -> None:
+        messages: list[Any] = [
+            {"type": "http.request", "body": BODY, "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(_: Any) -> None:
+            pass
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers}
+        await Guard(app, Rules())(scope, receive, send)
+
+    asyncio.run(test())
+    assert not ran
 
 
 def test_unknown_paths_and_methods_are_told_in_openais_shape(address: str) -> None:

@@ -24,7 +24,7 @@ from tiny_models import tiny_model
 
 PATHS = {
     *("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions"),
-    *("/v1/score", "/v1/alternatives"),
+    *("/v1/models/{name}", "/v1/score", "/v1/alternatives"),
 }
 CHECKS = [
     not_a_server_error,

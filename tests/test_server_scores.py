@@ -1,6 +1,8 @@
 """Scores and alternatives over HTTP, and what the models are."""
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,77 @@ def test_what_cannot_be_is_one_clear_400(
     answer = post(address, f"/v1/{path}", **body)
     assert answer.status_code == 400, answer.text
     assert reason in answer.json()["error"]["message"]
+
+
+def test_a_long_score_is_cut_small_and_only_the_engine_runs_on_the_decode_thread(
+    address: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, score = Tokenizer.encode, model.engine.score
+    threads: list[str] = []
+    sizes: list[int] = []
+
+    def watched(tokenizer: Tokenizer, text: str) -> Any:
+        threads.append(threading.current_thread().name)
+        return encode(tokenizer, text)
+
+    def counted(sequences: Any) -> Any:
+        sizes.append(sum(map(len, sequences)))
+        return score(sequences)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    monkeypatch.setattr(model.engine, "score", counted)
+    texts = [f"This is text {number} of many. " * 4 for number in range(30)]
+    assert len(post(address, "/v1/score", input=texts).json()["data"]) == 30
+    assert len(threads) == len(texts)
+    assert "decode" not in threads
+    assert max(sizes) <= 300
+
+
+def test_too_much_to_score_is_a_400_and_the_most_is_not(address: str) -> None:
+    texts: Any
+    for texts in ("x" * 65_537, ["x" * 1_100] * 60):
+        answer = post(address, "/v1/score", input=texts)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "input"
+        assert "at most 65,536" in answer.json()["error"]["message"]
+    assert post(address, "/v1/score", input="a dog " * 10_922).status_code == 200
+
+
+def test_one_model_is_told_by_its_name(address: str) -> None:
+    one = CLIENT.get(address + "/v1/models/plain")
+    assert one.json() == CLIENT.get(address + "/v1/models").json()["data"][1]
+    missing = CLIENT.get(address + "/v1/models/gpt")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"suffix": "x" * 100_000}),
+        ("completions", {"prompt": ["x", "x" * 100_000]}),
+        ("completions", {"prompt": "x" * 100_000, "backgpt": {"direction": "forward"}}),
+        ("completions", {"prompt": [300] * 10_000}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 100_000}]}),
+        ("alternatives", {"suffix": "x" * 100_000}),
+        ("alternatives", {"suffix": "x", "backgpt": {"words": ["x" * 100_000]}}),
+    ],
+)
+def test_what_could_never_fit_is_refused_before_it_is_cut_into_ids(
+    address: str, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
+) -> None:
+    def only_short(encode: Any) -> Any:
+        def short(tokenizer: Tokenizer, text: str) -> Any:
+            assert len(text) < 10_000
+            return encode(tokenizer, text)
+
+        return short
+
+    for name in ("encode", "encode_fragment"):
+        monkeypatch.setattr(Tokenizer, name, only_short(getattr(Tokenizer, name)))
+    answer = post(address, f"/v1/{path}", **body)
+    assert answer.status_code == 400, answer.text
+    assert "the model reads at most 256" in answer.json()["error"]["message"]
 
 
 def test_alternatives_are_those_of_python(address: str, model: Model) -> None:

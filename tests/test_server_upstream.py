@@ -260,7 +260,15 @@ def test_strings_of_tokens_are_enough(model: Model) -> None:
         (events(chunk([99999])), 200, "wrote id 99999"),
         (events(chunk([300], token_ids=None, logprobs=None)), 200, "tells neither"),
         (events({"error": {"message": "SECRET"}}), 200, "failed while it wrote"),
-        (events("{"), 200, "failed at this"),
+        (events("{"), 200, "cannot be read"),
+        (events("[]"), 200, "cannot be read"),
+        (events({"choices": {}}), 200, "cannot be read"),
+        (events({"choices": [{"text": ""}]}), 200, "cannot be read"),
+        (events({"choices": ["x"]}), 200, "cannot be read"),
+        (events(chunk([300], token_ids=["x"])), 200, "cannot be read"),
+        (events(chunk([300], token_ids=None, logprobs={"tokens": ["token_id:x"]})), 200, "read"),
+        (events(chunk([300], logprobs={"token_logprobs": ["x"]})), 200, "cannot be read"),
+        (events(chunk([300], logprobs={"token_logprobs": [float("nan")]})), 200, "be read"),
         (b"", 500, "answered 500"),
         (b"", 429, "as many requests as it can take"),
     ],
@@ -268,5 +276,84 @@ def test_strings_of_tokens_are_enough(model: Model) -> None:
 def test_an_answer_that_cannot_be_used_is_told(
     model: Model, answer: bytes, status: int, reason: str
 ) -> None:
-    with pytest.raises(ApiError, match=reason):
+    with pytest.raises(ApiError, match=reason) as caught:
         written(model, answer, status=status)
+    assert caught.value.status == (429 if status == 429 else 502)
+
+
+@pytest.mark.parametrize("models", [b"{", b"[]", b"{}", b'{"data": [{}]}', b'{"data": 1}'])
+def test_a_list_of_models_that_cannot_be_read_is_a_502(model: Model, models: bytes) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=models))
+
+    async def write() -> None:
+        upstream = Upstream("http://x", catalog_of(model), max_in_flight=9, transport=transport)
+        job = Job(model.language, model.prompt("The end."), sampling=Sampling())
+        async for _ in upstream.write([Part(model.engine, job)]).events():
+            pass
+
+    with pytest.raises(ApiError, match="cannot be read") as caught:
+        asyncio.run(write())
+    assert caught.value.status == 502
+
+
+def test_more_than_a_hundred_are_written_at_a_time(model: Model) -> None:
+    count, let_go = 0, asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        body = b'{"data": [{"id": "tiny"}]}'
+        if head.startswith("POST"):
+            count += 1
+            if count == 110:
+                let_go.set()
+            await let_go.wait()
+            body = events(chunk([300], finish="length"))
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.close()
+
+    async def write(upstream: Upstream) -> None:
+        job = Job(model.language, model.prompt("The end."), sampling=Sampling())
+        async for _ in upstream.write([Part(model.engine, job)]).events():
+            pass
+
+    async def test() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=200)
+        port = server.sockets[0].getsockname()[1]
+        upstream = Upstream(f"http://127.0.0.1:{port}", catalog_of(model), max_in_flight=200)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(write(upstream) for _ in range(110)))
+        await upstream.close()
+        server.close()
+
+    asyncio.run(test())
+
+
+class Closing(httpx.MockTransport):
+    closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def test_the_connections_are_closed_when_the_server_ends(model: Model) -> None:
+    transport = Closing(lambda _: httpx.Response(500))
+    front = catalog_of(model)
+    upstream = Upstream("http://x", front, max_in_flight=9, transport=transport)
+    with serving(front, writer=upstream):
+        assert not transport.closed
+    assert transport.closed
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"stop": "a"}, {"logprobs": 0}, {"echo": True}, {"backgpt": {"raw": {}, "words": ["a"]}}],
+)
+def test_what_means_nothing_for_raw_ids_is_refused(
+    addresses: tuple[str, str], more: dict[str, Any]
+) -> None:
+    answer = post(addresses[0], PATH, **{"prompt": [300], "backgpt": {"raw": {}}, **more})
+    assert answer.status_code == 400
+    assert "does not go with a raw prompt" in answer.json()["error"]["message"]

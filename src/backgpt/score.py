@@ -14,7 +14,7 @@ import numpy.typing as npt
 from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
 from backgpt.language import Language
-from backgpt.order import ModelIds, RightwardDecoder
+from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
 from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
@@ -61,13 +61,15 @@ class WordScore:
     logprob: float
 
 
-def word_scores(tokenizer: Tokenizer, text: str, score: Score) -> list[WordScore]:
+def word_scores(
+    tokenizer: Tokenizer, text: str, score: Score, *, ids: ReadingIds | None = None
+) -> list[WordScore]:
     """Return what `score` says of each word of its `text`; the words join to the text.
 
-    White space that no word follows is a word of its own.
+    White space that no word follows is a word of its own. `ids` are the text's, if they are known.
     """
     decoder = RightwardDecoder()
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(text) if ids is None else ids
     pieces = [decoder.push(tokenizer.token_bytes[int(id_)]) for id_ in ids]
     words: list[tuple[str, float]] = []
     in_word = True
@@ -88,15 +90,21 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
 
 def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> list[Score]:
     """Score whole documents, batched; the result does not depend on what stands beside them."""
-    return finished(score_in_slices(engine, language, texts, together=SCORED_TOGETHER))
+    ids = [language.tokenizer.encode(text) for text in texts]
+    return finished(score_in_slices(engine, language, texts, ids, together=SCORED_TOGETHER))
 
 
 def score_in_slices(
-    engine: Engine, language: Language, texts: Sequence[str], *, together: int
+    engine: Engine,
+    language: Language,
+    texts: Sequence[str],
+    text_ids: Sequence[ReadingIds],
+    *,
+    together: int,
 ) -> Slices[list[Score]]:
-    """Do as `score_texts` in slices of about `together` ids."""
+    """Do as `score_texts`, with the ids of each text, in slices of about `together` ids."""
     order = language.order
-    marked = [language.tokenizer.mark(language.tokenizer.encode(text)) for text in texts]
+    marked = [language.tokenizer.mark(ids) for ids in text_ids]
     longest = engine.block_size - len(language.lead)
     cuts = [list(cut_document(ids, order, block_size=longest)) for ids in marked]
     pieces = [

@@ -91,7 +91,7 @@ def serve(
             upstream,
             catalog,
             max_in_flight=max_running + max_waiting,
-            api_key=os.environ.get(UPSTREAM_KEY_VARIABLE),
+            api_key=(os.environ.get(UPSTREAM_KEY_VARIABLE) or "").strip() or None,
         )
     settings = Settings(rules=_rules(host, key, allowed_host))
     app = create_app(catalog, decoder=decoder, writer=writer, settings=settings)
@@ -110,6 +110,7 @@ def _run(app: "FastAPI", decoder: "Decoder", listening: socket.socket) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
@@ -162,7 +163,7 @@ def _threads(threads: int | None) -> dict[str, int]:
 def _api_key(file: Path | None) -> str | None:
     """Return the key that clients must send, if there is one."""
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return os.environ.get(KEY_VARIABLE, "").strip() or None
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

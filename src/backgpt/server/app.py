@@ -15,8 +15,8 @@ from starlette.staticfiles import StaticFiles
 
 from backgpt import __version__
 from backgpt.errors import BackgptError
-from backgpt.server import chat, completions, scores
-from backgpt.server.answers import ErrorBody, Health, ModelList
+from backgpt.server import chat, completions, schema, scores
+from backgpt.server.answers import ErrorBody, Health, ModelCard, ModelList
 from backgpt.server.catalog import Catalog
 from backgpt.server.decode import Decoder
 from backgpt.server.failures import ApiError, CatchFaults, as_api_error, error_response
@@ -54,6 +54,7 @@ def create_app(
     """
     settings = settings or Settings()
     decoder = decoder or Decoder()
+    writer = writer or decoder
     metrics = Metrics(decoder)
 
     @asynccontextmanager
@@ -63,6 +64,7 @@ def create_app(
             yield
         finally:
             decoder.stop()
+            await writer.close()
 
     app = FastAPI(
         title=TITLE,
@@ -73,7 +75,7 @@ def create_app(
         redoc_url=None,
         responses=ERRORS,
     )
-    app.state.service = Service(catalog, decoder, writer or decoder)
+    app.state.service = Service(catalog, decoder, writer)
     for router in (completions.router, chat.router, scores.router):
         app.include_router(router)
     _add_watching(app, decoder, metrics)
@@ -91,6 +93,11 @@ def _add_watching(app: FastAPI, decoder: Decoder, metrics: Metrics) -> None:
     async def models(service: TheService) -> ModelList:
         """List the models that are served."""
         return service.catalog.list()
+
+    @app.get("/v1/models/{name:path}", response_model=ModelCard)
+    async def one_model(name: str, service: TheService) -> ModelCard:
+        """Say what one model is."""
+        return service.catalog.card(name)
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
@@ -144,11 +151,13 @@ def _add_errors(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> ApiError:
     """Return a 400 that says what is wrong with which field, the first of them."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    unknown = first["type"] == "extra_forbidden"
+    known = [part for part in first["loc"] if isinstance(part, int) or part in schema.FIELDS]
+    where = ".".join(map(str, [*known, first["loc"][-1]] if unknown else known))
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if unknown:
         message = "this field is not known here: leave it out"
     return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
 
@@ -156,14 +165,14 @@ def _invalid(error: RequestValidationError) -> ApiError:
 def _schema(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI schema, made once, without the 422 that is never sent."""
     if not app.openapi_schema:
-        schema = get_openapi(
+        made = get_openapi(
             title=app.title,
             version=app.version,
             description=app.description,
             routes=app.routes,
         )
-        for path in schema["paths"].values():
+        for path in made["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-        app.openapi_schema = schema
+        app.openapi_schema = made
     return app.openapi_schema

@@ -78,6 +78,21 @@ class Catalog:
             ]
         )
 
+    def card(self, name: str) -> ModelCard:
+        """Return what one model is. Raises ApiError if there is none of that name."""
+        found = next((card for card in self.list().data if card.id == name), None)
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    def _missing(self, name: str) -> ApiError:
+        return ApiError(
+            404,
+            f"there is no model {name!r} here: choose one of {self.names}",
+            param="model",
+            code="model_not_found",
+        )
+
     def _find(self, name: str, direction: Direction | None) -> tuple[str, Model]:
         base, _, way = name.rpartition(":")
         if name not in self._models and way in DIRECTIONS and base in self._models:
@@ -88,12 +103,7 @@ class Catalog:
             name, direction = base, way
         served = self._models.get(name)
         if served is None:
-            raise ApiError(
-                404,
-                f"there is no model {name!r} here: choose one of {self.names}",
-                param="model",
-                code="model_not_found",
-            )
+            raise self._missing(name)
         model = served.model
         if direction is not None and direction != model.direction:
             try:

@@ -26,6 +26,7 @@ from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
 from backgpt.server.channel import Channel, Ended, Part, Wrote
 from backgpt.server.failures import ApiError
+from backgpt.server.prompts import check_length
 from backgpt.server.schema import ChatRequest
 from backgpt.server.service import TheService
 from backgpt.server.streams import OR_A_STREAM, Chunk, Stream, as_chunk, while_connected
@@ -82,6 +83,7 @@ class _Answer:
         template, seed = Template(model.language), asked.seed
         seed = secrets.randbits(32) if seed is None else seed
         context, messages = _conversation(asked)
+        check_length(model, context, *(one.text for one in messages), param="messages")
         mode = asked.backgpt.mode
         role: Role
         rewindings: list[Rewinding | None] = [None] * asked.count

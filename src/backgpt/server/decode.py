@@ -98,6 +98,10 @@ class Decoder:
         if self._thread is not None:
             self._thread.join(timeout=10)
 
+    async def close(self) -> None:
+        """Stop, as all that writes is closed when the server ends."""
+        self.stop()
+
     def _admit(self, weight: int, made: Callable[[Channel], Sequence[Arrived]]) -> Channel:
         """Hand what is `made` for a new channel to the thread. Raises BusyError if it is full."""
         if self.in_flight and self.in_flight + weight > self.max_running + self.max_waiting:
@@ -138,8 +142,8 @@ class Decoder:
             with self._wake:
                 self._stopping = True
             late, _ = self._news()
-            self.rounds.said += [(one.channel, _stopping()) for one in late]
-            self.rounds.said += [(one.channel, None) for one in late]
+            for channel in dict.fromkeys(one.channel for one in late):
+                self.rounds.said += [(channel, _stopping()), (channel, None)]
             self.rounds.end_all(_stopping())
             self._deliver()
 

@@ -18,6 +18,7 @@ from backgpt.server.failures import ApiError, error_response
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WITHOUT_KEY = ("/", "/health")
 STATIC = "/static/"
+NOT_IN_A_HOST = "@/?#\\"
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -90,15 +91,17 @@ def check(scope: Scope, rules: Rules) -> None:
 
 
 async def _whole(receive: Receive, most: int) -> bytes:
-    """Return the body. Raises ApiError if it is longer than `most` bytes, whatever it says."""
-    body, more = b"", True
+    """Return the body. Raises ApiError if it is longer than `most` bytes, or the client leaves."""
+    body, more = bytearray(), True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "the body is not whole")  # nobody reads it, nothing is done
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > most:
             raise _too_large(most)
-    return body
+    return bytes(body)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -114,6 +117,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _is_ours(host: str, rules: Rules) -> bool:
+    if any(character in host for character in NOT_IN_A_HOST):
+        return False
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if name in rules.hosts:

@@ -27,6 +27,15 @@ class Given:
     opening: str = ""
 
 
+def check_length(model: Model, *texts: str | None, param: str) -> None:
+    """Raise ApiError for texts of more characters than could ever be read, before they are cut."""
+    size, count = model.engine.block_size, sum(len(text) for text in texts if text)
+    if count > size and count > size * max(map(len, model.tokenizer.token_bytes)):
+        raise ApiError(
+            400, f"{count:,} characters: the model reads at most {size} ids", param=param
+        )
+
+
 def given_texts(asked: CompletionRequest, model: Model) -> list[Given]:
     """Return the given texts of a request. Raises UsageError or ApiError if there is none."""
     prompt, suffix = asked.prompt, asked.suffix
@@ -59,6 +68,8 @@ def _given(
 ) -> Given:
     """Return one given text; `ending` stands for the opening of a forward model."""
     ours = asked.backgpt
+    texts = (ending, opening, *ours.words)
+    check_length(model, *texts, param="prompt" if asked.prompt else "suffix")
     hints = Hints(opening=opening, words=tuple(ours.words), length=ours.length)
     if model.direction == "forward":
         ending, opening = None, ending
@@ -74,7 +85,9 @@ def _given(
 
 def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Given:
     """Return a text that is given by its ids, in reading order, without control ids."""
-    tokenizer = model.tokenizer
+    tokenizer, size = model.tokenizer, model.engine.block_size
+    if len(ids) > size:
+        raise ApiError(400, f"{len(ids):,} ids: the model reads at most {size}", param="prompt")
     for id_ in ids:
         if id_ >= tokenizer.vocab_size or not tokenizer.has_text[id_]:
             raise ApiError(400, f"id {id_} stands for no text in this model", param="prompt")

@@ -32,6 +32,7 @@ async def complete_raw(
     service: Service,
 ) -> Response:
     """Answer a raw completion. Raises ApiError or UsageError if it cannot be."""
+    _refuse_what_has_no_meaning(asked)
     job = Job(
         model.language,
         _prompt(asked, stops, model),
@@ -86,6 +87,21 @@ def _choice(index: int, drawn: list[Drawn], reason: str | None) -> Chunk:
         },
         "finish_reason": reason,
     }
+
+
+def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
+    ours = asked.backgpt
+    given = {
+        "stop": asked.stops,
+        "logprobs": asked.logprobs is not None,
+        "echo": asked.echo,
+        "backgpt.words": ours.words,
+        "backgpt.length": ours.length,
+        "backgpt.continues": ours.continues,
+    }
+    for name, value in given.items():
+        if value:
+            raise ApiError(400, f"{name} does not go with a raw prompt", param=name)
 
 
 def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:

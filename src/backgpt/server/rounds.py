@@ -6,11 +6,11 @@ and all that wait for it, at once; what comes next begins afresh.
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from backgpt.engine import Engine
 from backgpt.errors import BackgptError
@@ -63,6 +63,7 @@ class _Desk:
 
 
 Arrived = Waiting | Working
+_Task = Literal["write", "work"]
 
 
 class Rounds:
@@ -78,7 +79,7 @@ class Rounds:
         self._waiting: deque[Waiting] = deque()
         self._working: deque[Working] = deque()
         self._desks: dict[int, _Desk] = {}
-        self._faults_in_a_row = 0
+        self._faults_in_a_row: Counter[_Task] = Counter()
 
     @property
     def n_running(self) -> int:
@@ -120,7 +121,8 @@ class Rounds:
             channels += [writing.channel for writing in desk.writings.values()]
             desk.writings.clear()
         for channel in channels:
-            self._end(channel, error)
+            with suppress(Exception):
+                self._end(channel, error)
         for desk in self._desks.values():
             with suppress(Exception):  # the engine may be what has failed
                 desk.running.close()
@@ -136,7 +138,7 @@ class Rounds:
             if full or (n_read > IDS_READ_IN_A_ROUND and n_read > len(job.prompt.ids)):
                 return
             self._waiting.popleft()
-            with self._failing(waiting.channel):
+            with self._failing(waiting.channel, "write"):
                 self._seat(waiting)
 
     def _seat(self, waiting: Waiting) -> None:
@@ -152,10 +154,11 @@ class Rounds:
         if not self._working:
             return
         working = self._working.popleft()
-        with self._failing(working.channel):
+        with self._failing(working.channel, "work"):
             try:
                 next(working.work)
             except StopIteration as end:
+                self._faults_in_a_row["work"] = 0
                 self._say(working.channel, Done(end.value))
                 self._end(working.channel)
             else:
@@ -182,7 +185,7 @@ class Rounds:
         self._write(writing, writing.drawing.take(drawn), drawn)
         if drawn.is_last or writing.drawing.stopped:
             if len(writing.drawing.drawn) > 1:  # the first id needs no step
-                self._faults_in_a_row = 0
+                self._faults_in_a_row["write"] = 0
             desk.running.cancel([drawn.number])
             del desk.writings[drawn.number]
             self._finish(writing)
@@ -210,7 +213,6 @@ class Rounds:
         """Fail all that an engine does and all that wait for it. Raises if it will not let go."""
         log.error("a fault while writing: %s", place_of(error))
         self.n_faults += 1
-        self._faults_in_a_row += 1
         [engine] = [id_ for id_, other in self._desks.items() if other is desk]
         channels = [writing.channel for writing in desk.writings.values()]
         channels += [one.channel for one in self._waiting if id(one.part.engine) == engine]
@@ -218,12 +220,20 @@ class Rounds:
         for channel in channels:
             self._end(channel, FaultError())
         desk.running.close()
-        if self._faults_in_a_row >= FAULTS_IN_A_ROW:
+        self._count_fault("write", error)
+
+    def _count_fault(self, task: _Task, error: Exception) -> None:
+        """Count a fault of an engine. Raises it if there were too many, and none went well."""
+        self._faults_in_a_row[task] += 1
+        if self._faults_in_a_row[task] >= FAULTS_IN_A_ROW:
             raise error
 
     @contextmanager
-    def _failing(self, channel: Channel) -> Iterator[None]:
-        """Around what is done for one channel alone: a failure there is told to nobody else."""
+    def _failing(self, channel: Channel, task: _Task | None = None) -> Iterator[None]:
+        """Around what is done for one channel alone: a failure there is told to nobody else.
+
+        With a `task` an engine runs in it, and a fault counts as the engine's.
+        """
         try:
             yield
         except BackgptError as error:
@@ -232,24 +242,33 @@ class Rounds:
             log.error("a fault: %s", place_of(error))
             self.n_faults += 1
             self._end(channel, FaultError())
+            if task is not None:
+                self._count_fault(task, error)
 
     def _end(self, channel: Channel, error: BackgptError | None = None) -> None:
         """Say the last to a channel and let go of all that is done for it."""
         if channel.ended:
             return
         channel.ended = True
+        try:
+            self._let_go(channel)
+        finally:  # whatever an engine raises, nobody must wait for ever
+            if error is not None:
+                self._say(channel, error)
+            self._say(channel, None)
+
+    def _let_go(self, channel: Channel) -> None:
+        """Forget what is done for a channel. Raises what an engine raises."""
+        self._waiting = deque(one for one in self._waiting if one.channel is not channel)
         for desk in self._desks.values():
             mine = [n for n, writing in desk.writings.items() if writing.channel is channel]
             for number in mine:
                 del desk.writings[number]
-            desk.running.cancel(mine)
-        self._waiting = deque(one for one in self._waiting if one.channel is not channel)
+            if mine:
+                desk.running.cancel(mine)
         for working in [one for one in self._working if one.channel is channel]:
             self._working.remove(working)
             working.work.close()
-        if error is not None:
-            self._say(channel, error)
-        self._say(channel, None)
 
     def _desk(self, engine: Engine) -> _Desk:
         return self._desks.setdefault(id(engine), _Desk(Running(engine)))

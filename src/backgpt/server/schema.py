@@ -6,7 +6,7 @@ that have no meaning here and do no harm are taken.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from backgpt.chat import Mode
 from backgpt.hints import Length
@@ -17,12 +17,15 @@ from backgpt.sampling import Sampling
 MOST_SAMPLES = 16
 MOST_TEXTS = 64
 MOST_STOPS = 4
+MOST_FIELDS = 64
 MOST_LIKELIEST = 20
 MOST_TURNS = 32
+MOST_CHARACTERS = 1 << 16  # of all texts to score
 LARGEST_SEED = 2**63 - 1
 
 Order = Literal["append", "prepend"]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -31,6 +34,13 @@ class Body(BaseModel):
     """A request or a part of one: strict, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:  # each would be an error
+            raise ValueError(f"{len(given):,} fields: no request has so many")
+        return given
 
 
 class StreamOptions(Body):
@@ -52,7 +62,9 @@ class Asked(Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     max_tokens: int | None = Field(None, ge=0)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
+    stop: (
+        StopText | Annotated[list[StopText], Field(fail_fast=True, max_length=MOST_STOPS)] | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Of OpenAI's fields those that say nothing here, and those that must say nothing.
@@ -106,15 +118,15 @@ class RawStops(Body):
     What is written may end with these control ids, before any text and after some.
     """
 
-    at_once: list[Id] = []
-    later: list[Id] = []
+    at_once: Annotated[list[Id], Field(fail_fast=True)] = []
+    later: Annotated[list[Id], Field(fail_fast=True)] = []
 
 
 class CompletionHints(Body):
     """What is ours in a completion: the direction, and what the model is told about the text."""
 
     direction: Direction | None = None
-    words: list[Annotated[str, Field(min_length=1)]] = Field(default=[], max_length=16)
+    words: Words = Field(default=[], max_length=16)
     length: Length | None = None
     continues: bool = False
     raw: RawStops | None = None
@@ -129,11 +141,11 @@ class CompletionRequest(Asked):
     suffix: str | None = None
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
-        | Annotated[list[Id], Field(min_length=1)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
+        | Annotated[list[Id], Field(fail_fast=True, min_length=1)]
         | Annotated[
-            list[Annotated[list[Id], Field(min_length=1)]],
-            Field(min_length=1, max_length=MOST_TEXTS),
+            list[Annotated[list[Id], Field(fail_fast=True, min_length=1)]],
+            Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS),
         ]
         | None
     ) = None
@@ -162,7 +174,9 @@ class ChatHints(Body):
 class ChatRequest(Asked):
     """A chat: the messages that are given, in reading order."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
+        min_length=1, max_length=256
+    )
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: Literal[False] | None = None
     backgpt: ChatHints = ChatHints()
@@ -172,14 +186,24 @@ class ScoreRequest(Body):
     """Texts to score."""
 
     model: str | None = None
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
+    input: str | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
     direction: Literal["backward", "forward", "both"] | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _short_enough(cls, given: str | list[str]) -> str | list[str]:
+        count = len(given) if isinstance(given, str) else sum(map(len, given))
+        if count > MOST_CHARACTERS:
+            raise ValueError(
+                f"{count:,} characters: at most {MOST_CHARACTERS:,} are scored at a time"
+            )
+        return given
 
 
 class AlternativesHints(Body):
     """What the model is told about the text."""
 
-    words: list[Annotated[str, Field(min_length=1)]] = Field(default=[], max_length=16)
+    words: Words = Field(default=[], max_length=16)
     length: Length | None = None
     continues: bool = False
 
@@ -191,3 +215,11 @@ class AlternativesRequest(Body):
     suffix: str
     n: int = Field(10, ge=1, le=50)
     backgpt: AlternativesHints = AlternativesHints()
+
+
+def _fields_of(kind: type[Body]) -> set[str]:
+    return {*kind.model_fields}.union(*(_fields_of(one) for one in kind.__subclasses__()))
+
+
+FIELDS = frozenset(_fields_of(Body))
+"""The names of all fields: what else is part of a place that pydantic tells is not the client's."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from backgpt.alternatives import find_alternatives
 from backgpt.api import Model
-from backgpt.order import Direction
-from backgpt.score import Score, score_in_slices
+from backgpt.order import Direction, ReadingIds
+from backgpt.score import Score, score_in_slices, word_scores
 from backgpt.server.answers import (
     AlternativeList,
     FoundAlternative,
@@ -19,17 +20,18 @@ from backgpt.server.answers import (
     ScoreTotal,
     TextScore,
 )
+from backgpt.server.prompts import check_length
 from backgpt.server.schema import AlternativesRequest, ScoreRequest
 from backgpt.server.service import TheService
 from backgpt.slices import Slices
 
-IDS_IN_A_SLICE = 1024
+IDS_IN_A_SLICE = 256
 
 router = APIRouter()
 
 
 @router.post("/v1/score", response_model=ScoreList)
-async def score(asked: ScoreRequest, request: Request, service: TheService) -> ScoreList:
+async def score(asked: ScoreRequest, request: Request, service: TheService) -> Response:
     """Say how likely texts are, word by word, read backward, forward, or both."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     way: Direction | None = None if asked.direction in (None, "both") else asked.direction  # type: ignore[assignment]
@@ -37,8 +39,10 @@ async def score(asked: ScoreRequest, request: Request, service: TheService) -> S
     models = [model]
     if way is None and (model.language.told or asked.direction == "both"):
         models.append(model.turned())
-    data = await service.work_out(request, _scored(models, texts))
-    return ScoreList(model=name, data=data)
+    ids = await run_in_threadpool(_encoded, model, texts)
+    scores = await service.work_out(request, _scored(models, texts, ids))
+    answer = await run_in_threadpool(_told, name, models, texts, ids, scores)
+    return Response(answer, media_type="application/json")
 
 
 @router.post("/v1/alternatives", response_model=AlternativeList)
@@ -48,6 +52,7 @@ async def alternatives(
     """Find the likeliest words directly before a text, likeliest first."""
     name, model = service.catalog.for_text(asked.model)
     hints = asked.backgpt
+    check_length(model, asked.suffix, *hints.words, param="suffix")
     prompt = await run_in_threadpool(
         model.prompt,
         asked.suffix,
@@ -69,24 +74,46 @@ async def alternatives(
     )
 
 
-def _scored(models: Sequence[Model], texts: Sequence[str]) -> Slices[list[TextScore]]:
-    """Score all texts with all models, slice by slice."""
-    totals: list[dict[str, Any]] = [{} for _ in texts]
-    spans: list[list[ScoredSpan]] = [[] for _ in texts]
+def _encoded(model: Model, texts: Sequence[str]) -> list[ReadingIds]:
+    return [model.tokenizer.encode(text) for text in texts]
+
+
+def _scored(
+    models: Sequence[Model], texts: Sequence[str], ids: Sequence[ReadingIds]
+) -> Slices[list[list[Score]]]:
+    """Score all texts with each of the models, slice by slice."""
+    scores = []
     for model in models:
-        scores = yield from score_in_slices(
-            model.engine, model.language, texts, together=IDS_IN_A_SLICE
+        scores.append(
+            (
+                yield from score_in_slices(
+                    model.engine, model.language, texts, ids, together=IDS_IN_A_SLICE
+                )
+            )
         )
-        for number, (text, of_text) in enumerate(zip(texts, scores, strict=True)):
-            totals[number][model.direction] = _total(of_text)
-            words = model.word_scores(text, of_text)
-            spans[number] = spans[number] or [ScoredSpan(text=word.text) for word in words]
-            for span, word in zip(spans[number], words, strict=True):
+    return scores
+
+
+def _told(
+    name: str,
+    models: Sequence[Model],
+    texts: Sequence[str],
+    ids: Sequence[ReadingIds],
+    scores: Sequence[Sequence[Score]],
+) -> str:
+    """Return the answer as JSON; takes a while for long texts, so not for the event loop."""
+    data = []
+    for number, text in enumerate(texts):
+        totals: dict[str, Any] = {}
+        spans: list[ScoredSpan] = []
+        for model, of_model in zip(models, scores, strict=True):
+            totals[model.direction] = _total(of_model[number])
+            words = word_scores(model.tokenizer, text, of_model[number], ids=ids[number])
+            spans = spans or [ScoredSpan(text=word.text) for word in words]
+            for span, word in zip(spans, words, strict=True):
                 setattr(span, model.direction, word.logprob)
-    return [
-        TextScore(index=number, spans=spans[number], **totals[number])
-        for number in range(len(texts))
-    ]
+        data.append(TextScore(index=number, spans=spans, **totals))
+    return ScoreList(model=name, data=data).model_dump_json()
 
 
 def _total(score: Score) -> ScoreTotal:

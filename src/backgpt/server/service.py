@@ -22,6 +22,10 @@ class Writes(Protocol):
         """Begin to write the parts of a request. Raises ApiError if that cannot be."""
         ...
 
+    async def close(self) -> None:
+        """Let go of everything, when the server ends."""
+        ...
+
 
 @dataclass(frozen=True)
 class Service:

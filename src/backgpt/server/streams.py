@@ -53,21 +53,31 @@ class Stream(Response):
         await send(start)
         body: dict[str, Any] = {"type": "http.response.body", "more_body": True}
         await send({**body, "body": COMMENT})
-        following = asyncio.ensure_future(anext(self._events, None))
-        try:
+        sending, clock = asyncio.Lock(), asyncio.get_running_loop().time
+        last = clock()
+
+        async def comment() -> None:
+            """Say that the server is there, whenever it has said nothing for a while."""
+            nonlocal last
             while True:
-                done, _ = await asyncio.wait({following}, timeout=SECONDS_BETWEEN_COMMENTS)
-                if not done:
-                    await send({**body, "body": COMMENT})
-                    continue
-                event = following.result()
-                if event is None:
-                    break
-                await send({**body, "body": event})
-                following = asyncio.ensure_future(anext(self._events, None))
+                await asyncio.sleep(max(0.0, last + SECONDS_BETWEEN_COMMENTS - clock()))
+                async with sending:
+                    if clock() - last >= SECONDS_BETWEEN_COMMENTS:
+                        await send({**body, "body": COMMENT})
+                        last = clock()
+
+        commenting = asyncio.create_task(comment())
+        try:
+            async for event in self._events:
+                async with sending:
+                    await send({**body, "body": event})
+                    last = clock()
+            async with sending:  # so that no comment is half sent, and none is the last
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                commenting.cancel()
         finally:
-            following.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            commenting.cancel()
+            await asyncio.gather(commenting, return_exceptions=True)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,9 @@ where a text may end; others get stop ids and a bias against the rest of the con
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -20,7 +22,8 @@ from backgpt.server.catalog import Catalog
 from backgpt.server.channel import Channel, Ended, Part, Wrote
 from backgpt.server.failures import ApiError, BusyError, FaultError, log, place_of
 
-SECONDS = httpx.Timeout(60.0, connect=5.0)
+SECONDS = httpx.Timeout(60.0, connect=5.0, pool=None)
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 NEVER = -100.0  # OpenAI's bias for an id that must not come
 OURS = "backgpt"
 
@@ -41,7 +44,9 @@ class Upstream:
         self._catalog, self._max_in_flight = catalog, max_in_flight
         self._url = url.rstrip("/").removesuffix("/v1")
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._client = httpx.AsyncClient(timeout=SECONDS, headers=headers, transport=transport)
+        self._client = httpx.AsyncClient(
+            timeout=SECONDS, limits=LIMITS, headers=headers, transport=transport
+        )
         self._tasks: dict[Channel, asyncio.Task[None]] = {}
         self._served: dict[str, str] = {}
 
@@ -56,6 +61,14 @@ class Upstream:
         channel = Channel(weight, self._cancel)
         self._tasks[channel] = asyncio.create_task(self._write_all(channel, parts))
         return channel
+
+    async def close(self) -> None:
+        """Stop what is being written, and let go of the connections."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
 
     def _cancel(self, channel: Channel) -> None:
         if task := self._tasks.get(channel):
@@ -120,10 +133,12 @@ class Upstream:
             if response.status_code != httpx.codes.OK:
                 raise _bad_gateway(f"answered {response.status_code}")
             async for chunk in _chunks(response):
-                for choice in chunk.get("choices", ()):
-                    number, reason = int(choice["index"]), choice.get("finish_reason")
+                for choice in chunk.get("choices") or ():
+                    with _reading():
+                        number, reason = int(choice["index"]), choice.get("finish_reason")
+                        ids = id_of.each(choice)
                     at_end = False
-                    for id_, logprob in id_of.each(choice):
+                    for id_, logprob in ids:
                         at_end = id_ in job.prompt.stops
                         yield number, Drawn(number, id_, logprob, is_last=at_end), at_end
                         if at_end:
@@ -174,9 +189,10 @@ class Upstream:
             response = await self._client.get(f"{self._url}/v1/models")
             if response.status_code != httpx.codes.OK:
                 raise _bad_gateway(f"answered {response.status_code} when asked for its models")
-            self._served = {
-                str(one["id"]): str(one.get("owned_by")) for one in response.json()["data"]
-            }
+            with _reading():
+                self._served = {
+                    str(one["id"]): str(one.get("owned_by")) for one in response.json()["data"]
+                }
         if name not in self._served and len(self._served) == 1:
             [name] = self._served
         if name not in self._served:
@@ -194,7 +210,8 @@ class _IdOf:
     def each(self, choice: dict[str, Any]) -> list[tuple[int, float]]:
         """Return the ids of a chunk with their log-probabilities, 0 where none are told.
 
-        Raises ApiError for what is no id of the model, or a control id that ends nothing.
+        Raises ApiError for what is no id of the model, or a control id that ends nothing; other
+        errors for what is not in the shape of an answer.
         """
         told = choice.get("logprobs") or {}
         ids = choice.get("token_ids")
@@ -207,7 +224,10 @@ class _IdOf:
         for id_ in ids:
             if not 0 <= id_ < size or not (has_text[id_] or id_ in self._stops):
                 raise _bad_gateway(f"wrote id {id_}, which has no place in a text")
-        return [(int(id_), logprob or 0.0) for id_, logprob in zip(ids, logprobs, strict=True)]
+        found = [(int(id_), float(p or 0.0)) for id_, p in zip(ids, logprobs, strict=True)]
+        if not all(math.isfinite(logprob) for _, logprob in found):
+            raise ValueError("a log-probability is no number")
+        return found
 
     def marker(self, choice: dict[str, Any]) -> int:
         """Return the id that ended a choice, where the server leaves it out of the ids."""
@@ -236,10 +256,24 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             content = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or content == b"[DONE]":
                 continue
-            chunk = json.loads(content)
+            with _reading():
+                chunk = json.loads(content)
+                choices = chunk.get("choices")
+            if not isinstance(choices, list | None):
+                raise _bad_gateway("answered what cannot be read")
             if "error" in chunk:
                 raise _bad_gateway("failed while it wrote")
             yield chunk
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Around what reads an answer: what its shape does not allow is the other server's fault."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        log.error("upstream: %s", place_of(error))
+        raise _bad_gateway("answered what cannot be read") from None
 
 
 def _bad_gateway(what: str) -> ApiError:
