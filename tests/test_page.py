@@ -42,7 +42,10 @@ WORDS = f"{SHEETS} .word"
 PATIENCE_MS = 30_000  # for a machine that is busy with other things
 GATE_SECONDS = 30.0
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
 
 
 @dataclass
