@@ -34,7 +34,7 @@ router = APIRouter()
 async def score(asked: ScoreRequest, request: Request, service: TheService) -> Response:
     """Say how likely texts are, word by word, read backward, forward, or both."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    way: Direction | None = None if asked.direction in (None, "both") else asked.direction  # type: ignore[assignment]
+    way: Direction | None = None if asked.direction == "both" else asked.direction
     name, model = service.catalog.for_text(asked.model, way)
     models = [model]
     if way is None and (model.language.told or asked.direction == "both"):
