@@ -1,6 +1,8 @@
 """Scoring: exact, batched as one by one, and alike for what both twins must agree on."""
 
 import math
+import re
+from itertools import pairwise
 
 import hypothesis
 import numpy as np
@@ -8,15 +10,29 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from backgpt.batches import cut_document
 from backgpt.engine.torch_engine import TorchEngine
+from backgpt.errors import UsageError
 from backgpt.language import Language
 from backgpt.model import Transformer
-from backgpt.order import Direction, ModelIds, Unit
+from backgpt.order import Direction, ModelIds, ReadingIds, Unit
 from backgpt.sampling import logprob_of
-from backgpt.score import bits_per_byte, score_texts, score_written, word_scores
+from backgpt.score import (
+    Window,
+    bits_per_byte,
+    context_size,
+    score_in_slices,
+    score_texts,
+    score_written,
+    windows,
+    word_scores,
+)
 from backgpt.shape import ModelConfig
+from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
 
+DIRECTIONS: tuple[Direction, ...] = ("backward", "forward")
+LONG = "Once there was a fox who ran to the big tree.\nHe sat, and he looked. " * 8
 TEXTS = ["The end.", "Once there was a fox.\nIt ran.", "", "é 😀", "word " * 60]
 
 
@@ -101,6 +117,177 @@ def test_every_id_of_a_text_without_white_space_is_scored_once(
     [score] = score_texts(engine, Language(tokenizer, "backward", unit), [text])
     assert score.n_windows > 1
     assert np.count_nonzero(score.token_logprobs) == len(tokenizer.encode(text)) + 1
+
+
+def cuts_of(window: Window) -> tuple[int, int]:
+    """Return the first and last reading position of a piece, the ids it shares included."""
+    first = min(window.scored.start, window.given.stop - 1)
+    return first, max(window.scored.stop - 1, window.given.start)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 20, 46])
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_windows_score_every_id_once_behind_the_context_that_was_asked_for(
+    tokenizer: Tokenizer, texts: list[str], direction: Direction, unit: Unit, overlap: int
+) -> None:
+    language, longest = Language(tokenizer, direction, unit), 47
+    backward = tokenizer.order("backward", unit)
+    for text in [*texts[:6], "", "中" * 60]:
+        marked = tokenizer.mark(tokenizer.encode(text))
+        found = list(windows(marked, language, longest=longest, overlap=overlap))
+        scored = [position for one in found for position in range(len(marked))[one.scored]]
+        first = 0 if direction == "backward" else 1
+        assert scored == list(range(first, first + len(marked) - 1))
+        starts = {*np.flatnonzero(backward.group_starts(marked)).tolist(), len(marked)}
+        for one in found:
+            given = range(len(marked))[one.given]
+            assert 1 <= len(given) <= overlap + 1
+            assert len(given) + len(marked[one.scored]) <= longest + 1
+            if direction == "backward":
+                assert given.start == one.scored.stop
+                there_is = len(marked) - given.start
+                assert given.stop in starts or len(given) == 1
+            else:
+                assert given.stop == one.scored.start
+                there_is = given.stop
+                assert given.start in starts or len(given) == 1
+            if unit == "token":
+                assert len(given) == min(overlap + 1, there_is)
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_the_twins_are_cut_at_the_same_reading_positions(
+    tokenizer: Tokenizer, texts: list[str], unit: Unit
+) -> None:
+    for text in [*texts[:6], "", "中" * 60]:
+        marked = tokenizer.mark(tokenizer.encode(text))
+        backward, forward = (
+            [
+                cuts_of(window)
+                for window in windows(
+                    marked, Language(tokenizer, way, unit), longest=47, overlap=20
+                )
+            ]
+            for way in DIRECTIONS
+        )
+        assert backward == forward
+        assert all(last == first for (_, last), (first, _) in pairwise(backward))
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_a_window_is_scored_as_the_engine_scores_its_context_and_piece(
+    engine: TorchEngine, tokenizer: Tokenizer, direction: Direction, unit: Unit, told: bool
+) -> None:
+    language, overlap = Language(tokenizer, direction, unit, told=told), 20
+    longest = context_size(engine, language)
+    assert longest == 48 - told
+    marked = tokenizer.mark(tokenizer.encode(LONG))
+    starts = tokenizer.order("backward", unit).group_starts(marked)
+    cuts = list(
+        cut_document(marked, tokenizer.order("backward", unit), block_size=longest - overlap)
+    )
+    expected = np.zeros(len(marked), dtype=np.float32)
+    for first, last in cuts:
+        if direction == "backward":
+            stop = min(last + overlap + 1, len(marked))
+            while stop < len(marked) and not starts[stop]:
+                stop -= 1
+            start = first
+        else:
+            start, stop = max(first - overlap, 0), last + 1
+            while not starts[start]:
+                start += 1
+        read = ReadingIds(marked[start:stop])
+        [values] = engine.score([np.concatenate((language.lead, language.order.to_model(read)))])
+        places = start + language.order.permutation(read)
+        expected[places[first - last :]] = values[first - last :]
+    [score] = score_texts(engine, language, [LONG], overlap=overlap)
+    assert score.n_windows == len(cuts) > 3
+    np.testing.assert_allclose(score.token_logprobs, expected, atol=1e-4)
+    assert np.count_nonzero(score.token_logprobs) == score.n_tokens == len(marked) - 1
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_without_overlap_windows_are_those_of_training(
+    engine: TorchEngine, tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    marked = tokenizer.mark(tokenizer.encode(LONG))
+    expected = np.zeros(len(marked), dtype=np.float32)
+    for first, last in cut_document(marked, language.order, block_size=48):
+        ids = marked[first : last + 1]
+        places = language.order.permutation(ids, last_apart=True)
+        [expected[first + places[1:]]] = engine.score([ids[places]])
+    for scores in (
+        score_texts(engine, language, [LONG]),
+        score_texts(engine, language, [LONG], overlap=0),
+    ):
+        np.testing.assert_allclose(scores[0].token_logprobs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_an_overlap_changes_only_texts_that_do_not_fit(
+    engine: TorchEngine, tokenizer: Tokenizer, direction: Direction
+) -> None:
+    language = Language(tokenizer, direction, "token")
+    just_fits = tokenizer.decode(ReadingIds(tokenizer.encode(LONG)[:47]))
+    assert len(tokenizer.encode(just_fits)) == 47
+    texts = [*TEXTS[:4], just_fits, LONG]
+    plain = score_texts(engine, language, texts)
+    overlapping = score_texts(engine, language, texts, overlap=24)
+    for one, other in zip(plain[:-1], overlapping[:-1], strict=True):
+        assert one.n_windows == other.n_windows == 1
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert plain[-1].n_windows < overlapping[-1].n_windows
+    assert abs(plain[-1].logprob - overlapping[-1].logprob) > 0.1
+    assert plain[-1].n_tokens == overlapping[-1].n_tokens
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_a_window_sees_as_much_context_as_it_overlaps(
+    engine: TorchEngine, tokenizer: Tokenizer, direction: Direction
+) -> None:
+    language, overlap = Language(tokenizer, direction, "token"), 10
+    ids = np.random.default_rng(1).integers(16, tokenizer.vocab_size, 100)
+    marked = tokenizer.mark(ReadingIds(ids))
+    cut = list(windows(marked, language, longest=48, overlap=overlap))[1]
+    inside, outside = (
+        (cut.given.stop - 1, cut.given.stop)
+        if direction == "backward"
+        else (cut.given.start, cut.given.start - 1)
+    )
+
+    def scored(changed: int | None) -> list[float]:
+        others = ids.copy()
+        if changed is not None:
+            others[changed - 1] = 16 + (others[changed - 1] - 15) % (tokenizer.vocab_size - 16)
+        [score] = finished(
+            score_in_slices(
+                engine, language, [ReadingIds(others)], [0], together=999, overlap=overlap
+            )
+        )
+        values: list[float] = score.token_logprobs[cut.scored].tolist()
+        return values
+
+    assert scored(outside) == pytest.approx(scored(None), abs=1e-5)
+    assert scored(inside) != pytest.approx(scored(None), abs=1e-3)
+
+
+@pytest.mark.parametrize("overlap", [-1, 47, 1000])
+def test_an_overlap_that_cannot_be_is_refused(
+    engine: TorchEngine, tokenizer: Tokenizer, overlap: int
+) -> None:
+    language = Language(tokenizer, "backward", "token", told=True)
+    with pytest.raises(
+        UsageError, match=re.escape(f"overlap = {overlap}: it must be from 0 to 46")
+    ):
+        score_texts(engine, language, ["The end."], overlap=overlap)
+    [score] = score_texts(engine, language, [LONG], overlap=46)  # a window for each id
+    assert score.n_windows == score.n_tokens
 
 
 def test_a_more_likely_text_scores_higher(engine: TorchEngine, tokenizer: Tokenizer) -> None:

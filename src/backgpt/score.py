@@ -2,23 +2,47 @@
 
 Both twins score the same ids of the same documents, one marker each, and so do their sums: each
 is log P(document), which makes them comparable exactly.
+
+A text longer than the context is scored in windows. It is cut at the same reading positions for
+both, each id is a target once, and a window reads some of what stands on the side that the model
+comes from. Cut at 2 and 5, with an overlap of 1 id:
+
+    reading positions    0  1  2  3  4  5  6  7
+    forward                (1  2)[3  4  5]            (given) [scored]
+    backward                  [2  3  4](5  6)
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
+from backgpt.errors import UsageError
 from backgpt.language import Language
 from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
 from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
 SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
+
+
+class Runner(Protocol):
+    """What runs: an engine, and the language that says which way. An `api.Model` is one."""
+
+    @property
+    def engine(self) -> Engine:
+        """What computes."""
+        ...
+
+    @property
+    def language(self) -> Language:
+        """What turns text into its ids and back."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,7 @@ class Score:
     `logprob` is its sum in nats over `n_tokens` targets: every id and the marker at the far edge.
     `token_logprobs`, (T + 2,) float32, lists them in reading order with the markers; the marker
     the model begins with is given, not predicted, and stands as 0. A text of more than
-    `n_windows` = 1 was longer than the context and was scored in pieces.
+    `n_windows` = 1 was longer than the context and was scored in so many windows.
     """
 
     logprob: float
@@ -88,52 +112,135 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
     return nats / math.log(2) / n_bytes if n_bytes else math.nan
 
 
-def score_texts(engine: Engine, language: Language, texts: Sequence[str]) -> list[Score]:
-    """Score whole documents, batched; the result does not depend on what stands beside them."""
+@dataclass(frozen=True)
+class Window:
+    """What is scored at once: reading positions in a text with its markers.
+
+    `given` is the context, at least one id, and `scored` the piece next to it: after it for a
+    forward model, before it for a backward one.
+    """
+
+    given: slice
+    scored: slice
+
+
+def context_size(engine: Engine, language: Language) -> int:
+    """Return the most ids of a text that the model reads at once, markers included."""
+    return engine.block_size - len(language.lead)
+
+
+def score_texts(
+    engine: Engine,
+    language: Language,
+    texts: Sequence[str],
+    *,
+    overlap: int = 0,
+    context: int | None = None,
+) -> list[Score]:
+    """Score whole documents, batched; the result does not depend on what stands beside them.
+
+    Texts that are longer than the context, or than `context` ids, are cut into windows (see
+    `windows`). Raises UsageError if `overlap`, in ids, is not from 0 to less than the context.
+    """
     ids = [language.tokenizer.encode(text) for text in texts]
-    return finished(score_in_slices(engine, language, texts, ids, together=SCORED_TOGETHER))
+    sizes = [len(text.encode()) for text in texts]
+    return score_ids(engine, language, ids, sizes, overlap=overlap, context=context)
+
+
+def score_ids(
+    engine: Engine,
+    language: Language,
+    text_ids: Sequence[ReadingIds],
+    sizes: Sequence[int],
+    *,
+    overlap: int = 0,
+    context: int | None = None,
+) -> list[Score]:
+    """Do as `score_texts`, given the ids of each text, without markers, and its UTF-8 bytes."""
+    return finished(
+        score_in_slices(
+            engine,
+            language,
+            text_ids,
+            sizes,
+            together=SCORED_TOGETHER,
+            overlap=overlap,
+            context=context,
+        )
+    )
 
 
 def score_in_slices(
     engine: Engine,
     language: Language,
-    texts: Sequence[str],
     text_ids: Sequence[ReadingIds],
+    sizes: Sequence[int],
     *,
     together: int,
+    overlap: int = 0,
+    context: int | None = None,
 ) -> Slices[list[Score]]:
-    """Do as `score_texts`, with the ids of each text, in slices of about `together` ids."""
+    """Do as `score_ids`, in slices of about `together` ids."""
+    longest = context_size(engine, language)
+    if context is not None:
+        if context < 1:
+            raise UsageError(f"context = {context}: it must be 1 or more")
+        longest = min(longest, context)
+    if not 0 <= overlap < longest:
+        raise UsageError(f"overlap = {overlap}: it must be from 0 to {longest - 1} for this model")
+
     order = language.order
     marked = [language.tokenizer.mark(ids) for ids in text_ids]
-    longest = engine.block_size - len(language.lead)
-    cuts = [list(cut_document(ids, order, block_size=longest)) for ids in marked]
-    pieces = [
-        (number, first, marked[number][first : last + 1])
-        for number, windows in enumerate(cuts)
-        for first, last in windows
-    ]
-    turns = [order.permutation(ids, last_apart=True) for _, _, ids in pieces]
-    lengths = np.array([len(ids) - 1 for _, _, ids in pieces], dtype=np.int64)
+    cuts = [list(windows(ids, language, longest=longest, overlap=overlap)) for ids in marked]
+    pieces = [(number, window) for number, of_text in enumerate(cuts) for window in of_text]
+    given = [marked[number][window.given] for number, window in pieces]
+    scored = [marked[number][window.scored] for number, window in pieces]
+    lengths = np.array([len(ids) for ids in scored], dtype=np.int64)
+    widths = lengths + np.array([len(ids) - 1 for ids in given], dtype=np.int64)
 
     def model_ids(index: int) -> ModelIds:
-        return ModelIds(np.concatenate((language.lead, pieces[index][2][turns[index]])))
+        parts = (order.to_model(ReadingIds(ids[index])) for ids in (given, scored))
+        return ModelIds(np.concatenate((language.lead, *parts)))
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
-    for scored in _score_batches(engine, lengths, model_ids, together=together):
-        for index, values in scored:
-            number, first, _ = pieces[index]
-            by_text[number][first + turns[index][1:]] = values
+    for batch in _score_batches(engine, lengths, model_ids, widths=widths, together=together):
+        for index, values in batch:
+            number, window = pieces[index]
+            by_text[number][window.scored][order.permutation(scored[index])] = values
         yield
     return [
         Score(
-            logprob=float(values.sum(dtype=np.float64)),
+            logprob=math.fsum(values.tolist()),  # the same whatever the order
             n_tokens=len(values) - 1,
-            n_bytes=len(text.encode()),
-            n_windows=len(windows),
+            n_bytes=size,
+            n_windows=len(of_text),
             token_logprobs=values,
         )
-        for text, values, windows in zip(texts, by_text, cuts, strict=True)
+        for size, values, of_text in zip(sizes, by_text, cuts, strict=True)
     ]
+
+
+def windows(
+    marked: ReadingIds, language: Language, *, longest: int, overlap: int
+) -> Iterator[Window]:
+    """Yield the windows, of at most `longest + 1` ids, in which a text with its markers is scored.
+
+    `marked`, (T,), is cut as in training; if it does not fit, into pieces of at most `longest -
+    overlap` ids. Each is given the id at which it was cut off and up to `overlap` more, in the
+    word unit only whole words of them.
+    """
+    fits = len(marked) - 1 <= longest
+    # With an overlap both twins are cut between words. Without, cuts are those of training, where
+    # a forward model's may fall inside a word.
+    cutter = language.tokenizer.order("backward", language.unit) if overlap else language.order
+    starts = np.append(np.flatnonzero(cutter.group_starts(marked)), len(marked))
+    for first, last in cut_document(marked, cutter, block_size=longest - (0 if fits else overlap)):
+        if language.direction == "backward":
+            furthest = int(starts[np.searchsorted(starts, last + overlap + 1, side="right") - 1])
+            yield Window(slice(last, max(furthest, last + 1)), slice(first, last))
+        else:
+            furthest = int(starts[np.searchsorted(starts, first - overlap)])
+            yield Window(slice(min(furthest, first), first + 1), slice(first + 1, last + 1))
 
 
 def score_written(
@@ -154,6 +261,11 @@ def score_written(
     for index, values in _score_batched(engine, lengths, whole, widths=widths):
         found[index] = values
     return found
+
+
+def sums_written(runner: Runner, pairs: Sequence[tuple[ModelIds, ModelIds]]) -> list[float]:
+    """Return log p in nats of all that is written in each pair together; see `score_written`."""
+    return [float(v.sum(dtype=np.float64)) for v in score_written(runner.engine, pairs)]
 
 
 def corpus_nats(engine: Engine, rows: Rows) -> float:

@@ -83,11 +83,12 @@ def _scored(
 ) -> Slices[list[list[Score]]]:
     """Score all texts with each of the models, slice by slice."""
     scores = []
+    sizes = [len(text.encode()) for text in texts]
     for model in models:
         scores.append(
             (
                 yield from score_in_slices(
-                    model.engine, model.language, texts, ids, together=IDS_IN_A_SLICE
+                    model.engine, model.language, ids, sizes, together=IDS_IN_A_SLICE
                 )
             )
         )
