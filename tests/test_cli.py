@@ -157,7 +157,7 @@ def test_many_samples_are_set_apart(run: Path) -> None:
         (["--max-new-tokens=0"], ["max-new-tokens = 0"]),
         (["--num-samples=0"], ["n = 0"]),
         (["--seed=-1"], ["seed = -1"]),
-        (["--opening=Once"], ["backward model", "ending"]),
+        (["--opening=Once"], ["only runs backward", "twin"]),
         (["--prompt=x"], ["--prompt stands for"]),
         (["--device=quantum"], ["quantum"]),
         (["--order=sideways"], ["sideways"]),

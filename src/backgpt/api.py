@@ -11,28 +11,29 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Literal
 
 from backgpt.alternatives import Alternative, find_alternatives
+from backgpt.around import Surrounded, surround
+from backgpt.bridge import Bridge, join
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
-from backgpt.checkpoint import ModelFolder, read_model
+from backgpt.checkpoint import read_model
 from backgpt.engine import Dtype, Engine
-from backgpt.errors import MissingExtraError, UsageError
+from backgpt.engines import EngineName, open_engine
+from backgpt.errors import UsageError
 from backgpt.generate import Text, collect, in_model_order, pieces
 from backgpt.hints import Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
 from backgpt.order import Direction, Unit
-from backgpt.quantize import dequantized
+from backgpt.rank import Method, Ranked, best_first, best_of_texts, parts_of
 from backgpt.rewind import Transcript, rewind
 from backgpt.sampling import Sampling
-from backgpt.score import Score, WordScore, score_texts, word_scores
+from backgpt.score import Score, WordScore, score_texts, sums_written, word_scores
 from backgpt.shape import ModelConfig
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
-
-EngineName = Literal["native", "torch"]
+from backgpt.verse import CANDIDATES, Verse, rhyming_words, write_verse
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Model:
         sampling: Sampling | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        best_of: int = 1,
+        rank_by: Method | None = None,
+        twin: "Model | None" = None,
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
@@ -87,18 +91,30 @@ class Model:
         at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
         ends where one of the texts `stop` is written, which are not part of it. The same `seed`
         gives the same texts; without one a new one is drawn and can be read from the result.
+
+        Each text is the best of `best_of` that are written, `rank_by` one direction or both (see
+        `rank`, the module); without it both where there is a `twin`, which a model that runs both
+        ways is itself, otherwise the model's own.
         Raises UsageError if the model runs the other way or the given text does not fit.
         """
-        return collect(
+        texts = collect(
             self.engine,
             self.language,
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
-            n=_at_least_1(n),
+            n=_at_least_1(n) * _at_least_1(best_of, "best_of"),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
             stop=stop,
         )
+        if best_of == 1:
+            return texts
+        if continues:
+            raise UsageError("ranking is for whole texts: leave out 'best_of', or 'continues'")
+        other = self._twin(twin) if twin or self.language.told else None
+        method = rank_by or ("both" if other else self.direction)
+        groups = (texts[first : first + best_of] for first in range(0, len(texts), best_of))
+        return [best_of_texts(group, method, writer=self, twin=other) for group in groups]
 
     def stream(
         self,
@@ -128,6 +144,126 @@ class Model:
             seed=_seed(seed),
             stop=stop,
         )
+
+    def bridge(
+        self,
+        opening: str,
+        ending: str,
+        n: int = 8,
+        *,
+        twin: "Model | None" = None,
+        words: Sequence[str] = (),
+        length: Length | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Bridge]:
+        """Write `n` texts from `opening` to `ending`, both byte for byte; the best joined first.
+
+        What the model writes from one of them is cut where it goes best with the other (see
+        `bridge`, the module), judged by it and its `twin`, which a model that runs both ways is
+        itself. Raises UsageError without a twin, for an empty text, or one that does not fit.
+        """
+        for name, text in (("opening", opening), ("ending", ending)):
+            if not text.strip():
+                raise UsageError(f"the {name} is empty: give some words")
+        backward = self.direction == "backward"
+        known = opening if self.takes_hints and backward else None
+        texts = self.write(
+            ending if backward else None,
+            opening=known if backward else opening,
+            words=words,
+            length=length,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+        )
+        found = join(self, self._twin(twin), texts, opening if backward else ending)
+        return sorted(found, key=lambda bridge: -bridge.logprob)
+
+    def surround(
+        self,
+        phrase: str,
+        n: int = 1,
+        *,
+        twin: "Model | None" = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Surrounded]:
+        """Write `n` texts around `phrase`, which stands somewhere in them, byte for byte.
+
+        The backward model writes to its left, then the forward one, having read that, to its
+        right; each at most `max_new_tokens`. Raises UsageError without a twin, for an empty phrase,
+        or one that does not fit.
+        """
+        if not phrase.strip():
+            raise UsageError("the phrase is empty: give some words")
+        backward, forward = sorted((self, self._twin(twin)), key=lambda model: model.direction)
+        return surround(
+            backward,
+            forward,
+            phrase,
+            n=_at_least_1(n),
+            sampling=sampling or Sampling(),
+            max_new_tokens=max_new_tokens,
+            seed=_seed(seed),
+        )
+
+    def verse(
+        self,
+        end_words: Sequence[str],
+        *,
+        n: int = 1,
+        candidates: int = CANDIDATES,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+    ) -> list[Verse]:
+        """Write `n` verses of lines that end with `end_words`, each the best of `candidates`.
+
+        Raises UsageError as `verse.write_verse`: for a forward model, no words, or an empty one.
+        """
+        first_seed = _seed(seed)
+        return [
+            write_verse(
+                self.engine,
+                self.language,
+                end_words,
+                candidates=candidates,
+                sampling=sampling or Sampling(),
+                seed=first_seed + number * len(end_words),
+            )
+            for number in range(_at_least_1(n))
+        ]
+
+    def rhyming_words(self, word: str, n: int, *, seed: int | None = None) -> list[str]:
+        """Return `word` and `n - 1` perfect rhymes that the model knows, drawn by `seed`.
+
+        Raises UsageError if there are fewer, MissingExtraError without the pronouncing dictionary.
+        """
+        return rhyming_words(self.engine, self.language, word, n, seed=_seed(seed))
+
+    def rank(self, question: str, answers: Sequence[str]) -> list[Ranked]:
+        """Return `answers` by how well they explain `question`, the best first: reverse reward.
+
+        The score is log p(question | answer) in nats, which only a backward model can tell: of
+        messages for one tuned on conversations, otherwise of a text that begins with `question`
+        and goes on with the answer. Raises UsageError for a forward model, no answers, or a text
+        that does not fit.
+        """
+        if self.direction == "forward":
+            raise UsageError("a forward model cannot judge what came before: load it backward")
+        if not answers:
+            raise UsageError("there is no answer to rank: give some")
+        if self.takes_chat:
+            template = self._template
+            prompts = [template.before([Message("assistant", answer)]) for answer in answers]
+            rows = [(prompt.ids, template.written(prompt, question)) for prompt in prompts]
+        else:
+            parts = [parts_of(self.tokenizer, question, answer) for answer in answers]
+            rows = [self.language.row(*of_text) for of_text in parts]
+        return best_first(answers, sums_written(self, rows))
 
     def ask(
         self,
@@ -212,13 +348,17 @@ class Model:
         prompt = self.prompt(ending, words=words, length=length, continues=continues)
         return finished(find_alternatives(self.engine, self.language, prompt, _at_least_1(n)))
 
-    def score(self, text: str) -> Score:
-        """Return how likely the model finds `text` as a whole document."""
-        return self.score_all([text])[0]
+    def score(self, text: str, *, overlap: int = 0) -> Score:
+        """Return how likely the model finds `text` as a whole document.
 
-    def score_all(self, texts: Sequence[str]) -> list[Score]:
+        One longer than the context is scored in windows, each with up to `overlap` ids more of
+        context. Raises UsageError if `overlap` is not from 0 to less than the context.
+        """
+        return self.score_all([text], overlap=overlap)[0]
+
+    def score_all(self, texts: Sequence[str], *, overlap: int = 0) -> list[Score]:
         """Score many documents at once; the same results, faster."""
-        return score_texts(self.engine, self.language, texts)
+        return score_texts(self.engine, self.language, texts, overlap=overlap)
 
     def word_scores(self, text: str, score: Score) -> list[WordScore]:
         """Return what `score` says of each word of its `text`; the words join to the text."""
@@ -236,6 +376,17 @@ class Model:
         return in_model_order(
             self.language, self.language.prompt(text.given, at_edge=not continues), text
         )
+
+    def _twin(self, given: "Model | None") -> "Model":
+        """Return the model that runs the other way. Raises UsageError if there is none."""
+        if given is None:
+            if self.language.told:
+                return self.turned()
+            raise UsageError(
+                f"this model only runs {self.direction}, and this takes both ways: give its twin"
+            )
+        check_twins(self, given)
+        return given
 
     @property
     def _template(self) -> Template:
@@ -322,61 +473,24 @@ def load(
             f"{path or DEFAULT} is a {folder.direction} model: it does not run {direction}"
         )
     language = by_direction[direction] if direction else folder.languages[0]
-    made = None
-    if engine != "torch" and (engine or device == "cpu"):
-        made = _native_engine(folder, engine, device, dtype=dtype, threads=threads, isa=isa)
-    if made is None:
-        if dtype is not None or threads is not None:
-            raise UsageError("dtype and threads are for the native engine: leave them out")
-        made = _torch_engine(folder, device)
+    made = open_engine(folder, engine, device, dtype=dtype, threads=threads, isa=isa)
     return Model(folder.config, language, made, folder.hints, folder.chat)
 
 
-def _native_engine(
-    folder: ModelFolder,
-    wanted: EngineName | None,
-    device: str,
-    *,
-    dtype: Dtype | None,
-    threads: int | None,
-    isa: str | None,
-) -> Engine | None:
-    """Return the native engine, or None if it is not there and need not be."""
-    if wanted not in (None, "native"):
-        raise UsageError(f"engine = {wanted!r}: it must be 'native' or 'torch'")
-    if device != "cpu":
-        raise UsageError(f"the native engine runs on the CPU, not on {device}: use engine 'torch'")
-    try:
-        from backgpt.engine.native_engine import NativeEngine
-    except ImportError:
-        if wanted is None:
-            return None
+def check_twins(model: Model, twin: Model) -> None:
+    """Raise UsageError unless two models run against each other with the same tokenizer."""
+    if model.direction == twin.direction:
+        raise UsageError(f"both models run {model.direction}: give one that runs the other way")
+    if model.tokenizer.sha256 != twin.tokenizer.sha256:
         raise UsageError(
-            "this installation has no native engine: install a C++ compiler and backgpt again, "
-            "or use engine 'torch'"
-        ) from None
-    stored: Dtype = "int8" if folder.storage == "int8" else "float32"
-    return NativeEngine(
-        folder.config, folder.weights, dtype=dtype or stored, threads=threads, isa=isa
-    )
+            "the twins have different tokenizers, so that they do not compare: give two that were "
+            "trained on the same prepared data"
+        )
 
 
-def _torch_engine(folder: ModelFolder, device: str) -> Engine:
-    try:
-        from backgpt.devices import Ranks, choose_device
-        from backgpt.engine.torch_engine import TorchEngine
-        from backgpt.model import Transformer
-    except ModuleNotFoundError:
-        raise MissingExtraError("running a model without the native engine", "train") from None
-
-    model = Transformer(folder.config)
-    model.load_arrays(dequantized(folder.weights) if folder.storage == "int8" else folder.weights)
-    return TorchEngine(model, device=choose_device(device, Ranks()))
-
-
-def _at_least_1(n: int) -> int:
+def _at_least_1(n: int, name: str = "n") -> int:
     if n < 1:
-        raise UsageError(f"n = {n}: ask for at least 1 text")
+        raise UsageError(f"{name} = {n}: ask for at least 1 text")
     return n
 
 

@@ -119,3 +119,19 @@ class Language:
             joins_on=not text or (backward and text[0] in " \n"),
             stops=Stops(edge, edge),
         )
+
+    def row(
+        self, before: ReadingIds, after: ReadingIds, *, to_the_edge: bool = True
+    ) -> tuple[ModelIds, ModelIds]:
+        """Return what the model is given and what it writes of a text in two parts, (T,) each.
+
+        A backward model is given `after`, which ends the text, and writes `before`, a forward one
+        the other way; with `to_the_edge` the marker there is written as well.
+        """
+        backward = self.direction == "backward"
+        given, written = (after, before) if backward else (before, after)
+        to_model = self.order.to_model
+        edge = self.markers[1:] if to_the_edge else ()
+        first = np.concatenate((self.lead, self.markers[:1], to_model(given)))
+        last = np.concatenate((to_model(written), edge))
+        return ModelIds(first.astype(np.int64)), ModelIds(last.astype(np.int64))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from backgpt.errors import DataError
 
 if TYPE_CHECKING:
-    from backgpt.api import EngineName, Model
+    from backgpt.api import Model
+    from backgpt.engines import EngineName
     from backgpt.sampling import Sampling
 
 ISA = "BACKGPT_ISA"  # names the instruction set of the native engine; for tests

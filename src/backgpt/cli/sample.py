@@ -1,22 +1,30 @@
-"""`backgpt sample`: write the text that leads to an ending."""
+"""`backgpt sample`: write the text that leads to an ending, and other things between two texts."""
 
-import json
 import sys
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
 from backgpt.cli.given import open_model, sampling_from, standard_input
 from backgpt.cli.growing import show_growing
+from backgpt.cli.written import (
+    print_texts,
+    record_of_bridge,
+    record_of_surrounded,
+    record_of_text,
+    record_of_verse,
+)
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
-    from backgpt.generate import Text
     from backgpt.hints import Hints, Length
 
-SEPARATOR = "\n---\n"
+BEST_OF = 8  # bridges, or lines of verse, that are written for one that is kept
+
+Kind = Literal["text", "bridge", "around", "verse"]
 
 
 def sample(
@@ -31,10 +39,21 @@ def sample(
     opening: Annotated[
         str | None,
         Option(
-            help="For a forward model the text to go on from; for a backward model with hints how "
-            "the text should begin; - reads it."
+            help="For a forward model the text to go on from. With --ending a bridge is written, "
+            "from the one to the other; - reads it."
         ),
     ] = None,
+    around: Annotated[
+        str | None, Option(help="A phrase to write around, to its left and to its right; - reads.")
+    ] = None,
+    end_words: Annotated[
+        str | None,
+        Option(help="Write lines that end with these words, with commas between: night,light."),
+    ] = None,
+    rhyme: Annotated[
+        str | None, Option(help="Write --lines lines that rhyme with this word (extra 'rhyme').")
+    ] = None,
+    lines: Annotated[int, Option(help="How many lines --rhyme writes.")] = 4,
     words: Annotated[
         str | None, Option(help="Words that should occur, with commas between: cake,dog.")
     ] = None,
@@ -48,7 +67,19 @@ def sample(
         Literal["backward", "forward"] | None,
         Option(help="Which way a model trained both ways runs; backward if none is given."),
     ] = None,
+    twin: Annotated[
+        str | None,
+        Option(help="A model that runs the other way; one trained both ways is its own."),
+    ] = None,
     num_samples: Annotated[int, Option("--num-samples", "-n", help="How many texts.")] = 1,
+    best_of: Annotated[
+        int | None,
+        Option(help="Write so many for each text and keep the best; 8 for bridges and lines."),
+    ] = None,
+    rank: Annotated[
+        Literal["backward", "forward", "both"] | None,
+        Option(help="Who says which is best: one way of the model, or both."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens to write; the context is the limit otherwise.")
     ] = None,
@@ -93,13 +124,29 @@ def sample(
     """Write the text that leads to an ending, last word first.
 
     A backward model is given the ending (--ending, or --prompt as in the original), a forward
-    model the opening (--opening, or --prompt). A model trained with hints can also be told how the
-    text should begin, which words should occur, and how long it should be.
+    model the opening (--opening, or --prompt). With an opening and an ending a bridge is written
+    from the one to the other, with --around what stands to both sides of a phrase, with
+    --end-words or --rhyme verse. A model trained with hints can also be told which words should
+    occur and how long the text should be.
     """
-    if stream and (num_samples > 1 or as_json or order == "model"):
-        raise UsageError("--stream shows one text: leave out --num-samples, --json and --order")
+    kind = _kind(ending=ending, opening=opening, around=around, end_words=end_words, rhyme=rhyme)
+    if stream and (num_samples > 1 or as_json or order == "model" or best_of or kind != "text"):
+        raise UsageError(
+            "--stream shows one text from one given: leave out --num-samples, --best-of, --json "
+            "and --order"
+        )
     if as_json and order == "model":
         raise UsageError("--json has the text in reading order: leave out --order")
+    if kind != "text":
+        _refuse(kind, prompt=prompt, order=order == "model", continues=continues, stop=stop)
+    if kind in ("around", "verse"):
+        _refuse(kind, words=words, length=length)
+    if kind == "verse":
+        _refuse(kind, max_new_tokens=max_new_tokens, twin=twin)
+    if kind == "around":
+        _refuse(kind, best_of=best_of)
+    if rank is not None and (kind != "text" or best_of is None):
+        raise UsageError("--rank says which of the texts of --best-of is best: give --best-of")
     sampling = sampling_from(
         temperature=temperature,
         top_k=top_k,
@@ -107,14 +154,47 @@ def sample(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    loaded = open_model(
-        model, direction=direction, engine=engine, device=device, dtype=dtype, threads=threads
-    )
+    settings: dict[str, Any] = {
+        "engine": engine,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+    }
+    loaded = open_model(model, direction=direction, **settings)
+    other = _open_twin(loaded, twin, settings)
     if prompt is not None:
         if ending is not None or opening is not None:
             raise UsageError("--prompt stands for --ending or --opening: give one of them")
         ending, opening = (prompt, None) if loaded.direction == "backward" else (None, prompt)
-    ending, opening = _read_dash(ending), _read_dash(opening)
+    ending, opening, around = _read_dashes(ending, opening, around)
+    common: dict[str, Any] = {"sampling": sampling, "seed": seed}
+    if kind == "bridge":
+        bridges = loaded.bridge(
+            opening or "",
+            ending or "",
+            num_samples * (best_of or BEST_OF),
+            twin=other,
+            words=_split(words),
+            length=length,
+            max_new_tokens=max_new_tokens,
+            **common,
+        )
+        print_texts(map(record_of_bridge, bridges[:num_samples]), as_json=as_json)
+        return
+    if kind == "around":
+        found = loaded.surround(
+            around or "", num_samples, twin=other, max_new_tokens=max_new_tokens, **common
+        )
+        print_texts(map(record_of_surrounded, found), as_json=as_json)
+        return
+    if kind == "verse":
+        given = list(_split(end_words))
+        if rhyme is not None:
+            given = loaded.rhyming_words(rhyme, lines, seed=seed)
+        verses = loaded.verse(given, n=num_samples, candidates=best_of or BEST_OF, **common)
+        print_texts(map(record_of_verse, verses), as_json=as_json)
+        return
+
     request: dict[str, Any] = {
         "ending": ending,
         "opening": opening,
@@ -122,33 +202,68 @@ def sample(
         "length": length,
         "continues": continues,
         "max_new_tokens": max_new_tokens,
-        "sampling": sampling,
-        "seed": seed,
         "stop": stop or (),
+        **common,
     }
     leftward = loaded.direction == "backward"
     if stream and sys.stdout.isatty():
-        given = (ending if leftward else opening) or ""
-        show_growing(loaded.stream(**request), given, leftward=leftward)
+        start = (ending if leftward else opening) or ""
+        show_growing(loaded.stream(**request), start, leftward=leftward)
         return
     started = time.perf_counter()
-    texts = loaded.write(**request, n=num_samples)
-    if as_json:
-        speed = sum(text.n_tokens for text in texts) / (time.perf_counter() - started)
-        hints = _hints(loaded, opening, request["words"], length)
-        for text in texts:
-            print(json.dumps(_record(loaded, text, hints, speed), ensure_ascii=False))
-        return
-    if order == "reading":
-        shown = [text.text for text in texts]
-    else:
+    texts = loaded.write(**request, n=num_samples, best_of=best_of or 1, rank_by=rank, twin=other)
+    if order == "model":
         shown = [loaded.as_written(text, continues=continues) for text in texts]
-    print(SEPARATOR.join(shown))
+        print_texts(({"text": text} for text in shown), as_json=False)
+        return
+    n_written = sum(text.n_tokens for text in texts)
+    speed = n_written / (time.perf_counter() - started) if best_of is None else None
+    hints = _hints(loaded, opening, request["words"], length)
+    records = (record_of_text(loaded, text, hints, speed) for text in texts)
+    print_texts(records, as_json=as_json)
 
 
-def _read_dash(text: str | None) -> str | None:
-    """Return standard input for "-", without the line break a shell puts at its end."""
-    return standard_input() if text == "-" else text
+def _kind(**given: str | None) -> Kind:
+    """Return what is to be written; raise UsageError for what excludes each other."""
+    kinds: dict[str, Kind] = {
+        "around": "around",
+        "end_words": "verse",
+        "rhyme": "verse",
+    }
+    named = [name for name, value in given.items() if value is not None]
+    special = [name for name in named if name in kinds]
+    if special and len(named) > 1:
+        raise UsageError(f"{_flags(named)} exclude each other: give one of them")
+    if special:
+        return kinds[special[0]]
+    return "bridge" if {"opening", "ending"} <= set(named) else "text"
+
+
+def _refuse(kind: Kind, **given: Any) -> None:
+    """Raise UsageError for options that do not go with a kind of text."""
+    named = [name for name, value in given.items() if value]
+    if named:
+        what = {"bridge": "a bridge", "around": "--around", "verse": "verse"}[kind]
+        raise UsageError(f"{_flags(named)} cannot be had with {what}: leave it out")
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _open_twin(model: "Model", twin: str | None, settings: dict[str, Any]) -> "Model | None":
+    """Load the model that runs the other way, if one is given."""
+    if twin is None:
+        return None
+    other = "forward" if model.direction == "backward" else "backward"
+    return open_model(twin, direction=other, **settings)
+
+
+def _read_dashes(*texts: str | None) -> list[str | None]:
+    """Return the texts, standard input for a "-", which can be read only once."""
+    if texts.count("-") > 1:
+        raise UsageError("- reads standard input: give it once")
+    return [standard_input() if text == "-" else text for text in texts]
 
 
 def _split(words: str | None) -> tuple[str, ...]:
@@ -162,18 +277,3 @@ def _hints(
     from backgpt.hints import Hints
 
     return Hints(opening if model.direction == "backward" else None, words, length)
-
-
-def _record(model: "Model", text: "Text", hints: "Hints", speed: float) -> dict[str, object]:
-    given = "ending" if model.direction == "backward" else "opening"
-    asked = {"asked": dict(hints.texts()), "obeyed": hints.obeyed_by(text.text)} if hints else {}
-    return {
-        "text": text.text,
-        given: text.given,
-        "finish_reason": text.finish_reason,
-        "logprob": text.logprob,
-        "n_tokens": text.n_tokens,
-        "tokens_per_second": round(speed, 1),
-        "seed": text.seed,
-        **asked,
-    }

@@ -1,0 +1,78 @@
+"""What `backgpt sample` prints: texts of any kind, plain or as JSON."""
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backgpt.api import Model
+    from backgpt.around import Surrounded
+    from backgpt.bridge import Bridge
+    from backgpt.generate import Text
+    from backgpt.hints import Hints
+    from backgpt.verse import Verse
+
+SEPARATOR = "\n---\n"
+
+Record = dict[str, Any]
+
+
+def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
+    """Print the texts of some records, or the records themselves, one a line."""
+    if as_json:
+        for record in records:
+            print(json.dumps(record, ensure_ascii=False))
+    else:
+        print(SEPARATOR.join(record["text"] for record in records))
+
+
+def record_of_text(model: "Model", text: "Text", hints: "Hints", speed: float | None) -> Record:
+    """Return what is told of one text; `speed`, if it is known, is in tokens per second."""
+    given = "ending" if model.direction == "backward" else "opening"
+    asked = {"asked": dict(hints.texts()), "obeyed": hints.obeyed_by(text.text)} if hints else {}
+    return {
+        "text": text.text,
+        given: text.given,
+        "finish_reason": text.finish_reason,
+        "logprob": text.logprob,
+        "n_tokens": text.n_tokens,
+        **({} if speed is None else {"tokens_per_second": round(speed, 1)}),
+        "seed": text.seed,
+        **asked,
+    }
+
+
+def record_of_bridge(bridge: "Bridge") -> Record:
+    """Return what is told of one bridge."""
+    return {
+        "text": bridge.text,
+        "opening": bridge.opening,
+        "middle": bridge.middle,
+        "ending": bridge.ending,
+        "finish_reason": bridge.finish_reason,
+        "logprob": bridge.logprob,
+        "seed": bridge.seed,
+    }
+
+
+def record_of_surrounded(found: "Surrounded") -> Record:
+    """Return what is told of a text around a phrase."""
+    return {
+        "text": found.text,
+        "before": found.before,
+        "phrase": found.phrase,
+        "after": found.after,
+        "complete": found.complete,
+        "seed": found.seed,
+    }
+
+
+def record_of_verse(verse: "Verse") -> Record:
+    """Return what is told of a verse."""
+    return {
+        "text": verse.text,
+        "lines": list(verse.lines),
+        "end_words": list(verse.end_words),
+        "logprob": verse.logprob,
+        "seed": verse.seed,
+    }

@@ -1,0 +1,74 @@
+"""Which engine runs a model: native where it can be, or torch."""
+
+from typing import Literal
+
+from backgpt.checkpoint import ModelFolder
+from backgpt.engine import Dtype, Engine
+from backgpt.errors import MissingExtraError, UsageError
+from backgpt.quantize import dequantized
+
+EngineName = Literal["native", "torch"]
+
+
+def open_engine(
+    folder: ModelFolder,
+    wanted: EngineName | None,
+    device: str,
+    *,
+    dtype: Dtype | None,
+    threads: int | None,
+    isa: str | None,
+) -> Engine:
+    """Return an engine that runs the model in `folder`; see `api.load`.
+
+    Raises UsageError for what does not fit together, MissingExtraError without an engine.
+    """
+    if wanted != "torch" and (wanted or device == "cpu"):
+        made = _native_engine(folder, wanted, device, dtype=dtype, threads=threads, isa=isa)
+        if made is not None:
+            return made
+    if dtype is not None or threads is not None:
+        raise UsageError("dtype and threads are for the native engine: leave them out")
+    return _torch_engine(folder, device)
+
+
+def _native_engine(
+    folder: ModelFolder,
+    wanted: EngineName | None,
+    device: str,
+    *,
+    dtype: Dtype | None,
+    threads: int | None,
+    isa: str | None,
+) -> Engine | None:
+    """Return the native engine, or None if it is not there and need not be."""
+    if wanted not in (None, "native"):
+        raise UsageError(f"engine = {wanted!r}: it must be 'native' or 'torch'")
+    if device != "cpu":
+        raise UsageError(f"the native engine runs on the CPU, not on {device}: use engine 'torch'")
+    try:
+        from backgpt.engine.native_engine import NativeEngine
+    except ImportError:
+        if wanted is None:
+            return None
+        raise UsageError(
+            "this installation has no native engine: install a C++ compiler and backgpt again, "
+            "or use engine 'torch'"
+        ) from None
+    stored: Dtype = "int8" if folder.storage == "int8" else "float32"
+    return NativeEngine(
+        folder.config, folder.weights, dtype=dtype or stored, threads=threads, isa=isa
+    )
+
+
+def _torch_engine(folder: ModelFolder, device: str) -> Engine:
+    try:
+        from backgpt.devices import Ranks, choose_device
+        from backgpt.engine.torch_engine import TorchEngine
+        from backgpt.model import Transformer
+    except ModuleNotFoundError:
+        raise MissingExtraError("running a model without the native engine", "train") from None
+
+    model = Transformer(folder.config)
+    model.load_arrays(dequantized(folder.weights) if folder.storage == "int8" else folder.weights)
+    return TorchEngine(model, device=choose_device(device, Ranks()))
