@@ -11,7 +11,7 @@ import backgpt
 
 ROOT = Path(backgpt.__file__).parent
 FLOORS = {
-    0: {"errors", "shape", "messages", "config", "order", "files", "manifest"},
+    0: {"errors", "shape", "messages", "config", "order", "files", "manifest", "intervals"},
     1: {
         "tokenizer",
         "hints",
@@ -22,6 +22,8 @@ FLOORS = {
         "shards",
         "parts",
         "prepare",
+        "controls",
+        "rhymes",
     },
     2: {"engine", "kernels", "model", "batches", "dialogues", "optim", "devices", "quantize"},
     3: {
@@ -37,10 +39,31 @@ FLOORS = {
         "rewind",
         "score",
         "alternatives",
+        "rank",
+        "bridge",
+        "around",
+        "verse",
+        "report",
+        "report_text",
+        "report_plot",
+        "gap",
+        "engines",
         "run_folder",
         "training_data",
     },
-    4: {"run", "train", "evaluate", "evaluate_chat", "api", "session", "session_file", "label"},
+    4: {
+        "run",
+        "train",
+        "api",
+        "session",
+        "session_file",
+        "label",
+        "evaluate",
+        "evaluate_chat",
+        "evaluate_twins",
+        "report_card",
+        "arrow",
+    },
     5: {"cli", "server", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -172,19 +172,19 @@ def _measured(measures: Measures, *, hints: bool) -> Iterator[str]:
     yield f"{measures.generated.texts} samples from {measures.endings} endings at the default"
     yield f"settings, beside {measures.human.texts} human texts:"
     yield from ("", "| | generated | human |", "|---|---:|---:|")
-    for label, generated, human in _statistics_rows(measures.generated, measures.human):
+    for label, generated, human in statistics_rows(measures.generated, measures.human):
         yield f"| {label} | {generated} | {human} |"
     yield ""
     if hints and measures.obedience:
         yield "Hints drawn from held-out texts, given with their true endings:"
         yield from ("", "| asked for | asked | obeyed | happens unasked |", "|---|---:|---:|---:|")
         for kind, result in measures.obedience.items():
-            unasked = _share(measures.unasked.get(kind))
-            yield f"| {kind} | {result.asked} | {_share(result)} | {unasked} |"
+            unasked = share_of(measures.unasked.get(kind))
+            yield f"| {kind} | {result.asked} | {share_of(result)} | {unasked} |"
         yield ""
 
 
-def _statistics_rows(generated: Statistics, human: Statistics) -> Iterator[tuple[str, str, str]]:
+def statistics_rows(generated: Statistics, human: Statistics) -> Iterator[tuple[str, str, str]]:
     """Yield a label and both figures; a figure that was not measured is a dash."""
     for label, name, form in (
         ("reach the edge of the text", "reached_edge", ".1%"),
@@ -199,7 +199,7 @@ def _statistics_rows(generated: Statistics, human: Statistics) -> Iterator[tuple
         yield label, first, second
 
 
-def _share(result: Obedience | None) -> str:
+def share_of(result: Obedience | None) -> str:
     return f"{result.obeyed / result.asked:.0%}" if result and result.asked else "–"
 
 

@@ -82,6 +82,11 @@ class Order:
         return starts
 
 
+def flipped(ids: ReadingIds) -> ReadingIds:
+    """Return the ids of a document, (T,), as they stand in the same document read from its end."""
+    return ReadingIds(ids[::-1])
+
+
 class LeftwardDecoder:
     """Turns the bytes of units that arrive last one first into text to put in front.
 

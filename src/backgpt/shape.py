@@ -53,13 +53,20 @@ class ModelConfig:
 _LEAST = {"block_size": 2, "head_dim": 2}
 
 _SHAPES: dict[str, dict[str, int]] = {
+    "pico": dict(n_layer=4, n_head=2, n_embd=128, block_size=256, intermediate_size=352),
     "nano": dict(n_layer=4, n_head=4, n_embd=256, block_size=256, intermediate_size=704),
     "seed": dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, intermediate_size=1408),
     "small": dict(n_layer=10, n_head=10, n_embd=640, block_size=1024, intermediate_size=1728),
     "base": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, intermediate_size=2048),
 }
-PRESETS: dict[str, int] = {"nano": 2048, "seed": 4096, "small": 8192, "base": 16384}
-"""Preset name -> the vocabulary size it is meant for (about 4M, 27M, 55M and 97M parameters)."""
+PRESETS: dict[str, int] = {
+    "pico": 2048,
+    "nano": 2048,
+    "seed": 4096,
+    "small": 8192,
+    "base": 16384,
+}
+"""Preset name -> the vocabulary size it is meant for (about 1M to 97M parameters)."""
 
 
 def preset(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:

@@ -7,6 +7,7 @@ pieces, never by encoding a text that contains their names.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,19 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, complete or not at all."""
         write_whole(path, self._json.encode("utf-8"))
+
+    def with_markers_exchanged(self) -> "Tokenizer":
+        """Return the tokenizer of a corpus that is read from its end: start is end, end is start.
+
+        Nothing else differs. It is for ids that are turned around, not for text.
+        """
+        other = {START: END, END: START}
+        content = json.loads(self._json)
+        vocabulary = content["model"]["vocab"]
+        content["model"]["vocab"] = {other.get(t, t): id_ for t, id_ in vocabulary.items()}
+        for added in content["added_tokens"]:
+            added["content"] = other.get(added["content"], added["content"])
+        return Tokenizer(json.dumps(content, ensure_ascii=False, indent=2))
 
     def encode(self, text: str) -> ReadingIds:
         """Return the ids of a whole document, (T,) uint16, without markers.

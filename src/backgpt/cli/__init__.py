@@ -11,11 +11,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from backgpt import __version__
+from backgpt.cli.arrow import arrow
 from backgpt.cli.chat import chat
+from backgpt.cli.eval import evaluate
 from backgpt.cli.info import info
 from backgpt.cli.label import label
 from backgpt.cli.prepare import prepare
 from backgpt.cli.sample import sample
+from backgpt.cli.score import score
 from backgpt.cli.serve import serve
 from backgpt.cli.train import train
 from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
@@ -33,6 +36,9 @@ app.command()(sample)
 app.command()(chat)
 app.command()(label)
 app.command()(serve)
+app.command()(score)
+app.command("eval")(evaluate)
+app.command()(arrow)
 app.command()(info)
 
 

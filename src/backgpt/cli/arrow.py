@@ -1,0 +1,101 @@
+"""`backgpt arrow`: the arrow of time of a source of text."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from backgpt.errors import MissingExtraError, UsageError
+
+
+def arrow(
+    source: Annotated[
+        str,
+        Argument(
+            help="What prepare takes: builtin, tinystories, dolly, a file, folder or glob; or a "
+            "control: reversible, one-way."
+        ),
+    ],
+    out: Annotated[
+        Path | None, Option(help="The folder for everything; arrow/SOURCE if none is given.")
+    ] = None,
+    seeds: Annotated[int, Option(help="Pairs of twins to train, with seeds from 1 on.")] = 3,
+    flip: Annotated[
+        bool, Option("--flip", help="Read every text from its end: the gap must change its sign.")
+    ] = False,
+    valid: Annotated[
+        list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
+    ] = None,
+    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 2048,
+    limit: Annotated[
+        int | None, Option(help="Measure on only the first so many validation texts.")
+    ] = None,
+    config: Annotated[
+        Path | None, Option(help="A TOML file with settings of train for the twins; flags win.")
+    ] = None,
+    preset: Annotated[str | None, Option(help="pico, nano, seed, small or base.")] = None,
+    max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
+    epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
+    batch_size: Annotated[
+        int | None, Option(help="Rows of block_size ids in a micro-batch.")
+    ] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    workers: Annotated[int | None, Option(help="Processes that prepare, a core each.")] = None,
+) -> None:
+    """Train small twins on a source, with several seeds, and say which way it is easier to predict.
+
+    The gap is what the backward twin loses more than the forward one, on the same validation
+    texts, with an interval over documents and one over seeds. Stopped with Ctrl-C, the same
+    command goes on.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds = {seeds}: it must be 1 or more")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingExtraError("training", "train") from None
+    from backgpt.arrow import ArrowJob
+    from backgpt.arrow import arrow as job
+    from backgpt.cli.progress import TrainProgress
+    from backgpt.config import read_toml
+    from backgpt.files import write_whole
+    from backgpt.report_plot import check_plotting, plot_arrow
+    from backgpt.report_text import render_arrow
+
+    check_plotting()
+    given: dict[str, Any] = {
+        "preset": preset,
+        "max_steps": max_steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    settings = read_toml(config) if config else {}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    folder = out or Path("arrow") / Path(source).stem
+    asked = ArrowJob(
+        source=source,
+        out=folder,
+        seeds=range(1, seeds + 1),
+        flip=flip,
+        vocab_size=vocab_size,
+        valid=tuple(valid or ()),
+        field=field,
+        limit=limit,
+        settings=settings,
+    )
+    with TrainProgress() as progress:
+        report = job(asked, report=progress, workers=workers)
+    name = "flipped" if flip else "report"
+    text = render_arrow(report)
+    write_whole(folder / f"{name}.png", plot_arrow(report))
+    write_whole(folder / f"{name}.md", text.encode())
+    write_whole(folder / f"{name}.json", (report.model_dump_json(indent=2) + "\n").encode())
+    print(text, end="")
+    print(f"written to {folder}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""`backgpt eval`: the report card of a backward model and its forward twin."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Argument, Option
+
+from backgpt.cli.given import open_model
+from backgpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from backgpt.api import Model
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        Argument(
+            metavar="MODEL...",
+            help="The backward model: a built-in model's name, a model folder, a checkpoint, or a "
+            "run folder; several if it was trained with several seeds.",
+        ),
+    ],
+    data: Annotated[
+        str, Option(help="Held-out texts: a file, a folder, a glob, or what prepare names.")
+    ],
+    twin: Annotated[
+        list[str] | None,
+        Option(
+            help="The forward twin of each MODEL, in the same order; repeatable. A model trained "
+            "both ways is its own."
+        ),
+    ] = None,
+    out: Annotated[Path, Option(help="The folder for report.md, report.json and report.png.")] = (
+        Path("report")
+    ),
+    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    limit: Annotated[int | None, Option(help="Use only the first so many texts.")] = None,
+    samples: Annotated[int, Option(help="Texts to write.")] = 200,
+    endings: Annotated[int, Option(help="Endings to write them toward.")] = 40,
+    hinted: Annotated[int, Option(help="Texts to draw hints from; 0 is none.")] = 200,
+    ranked: Annotated[int, Option(help="Texts whose beginnings are ranked.")] = 200,
+    bridged: Annotated[int, Option(help="Texts to bridge.")] = 50,
+    candidates: Annotated[int, Option(help="Bridges of each text the best is taken of.")] = 4,
+    max_new_tokens: Annotated[
+        int | None, Option(help="Most tokens of a text; the context is the limit otherwise.")
+    ] = None,
+    seed: Annotated[int, Option(help="The same seed gives the same figures.")] = 1,
+    engine: Annotated[
+        Literal["native", "torch"] | None,
+        Option(help="What runs the models; native (C++, on the CPU) where it can be."),
+    ] = None,
+    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+) -> None:
+    """Measure a backward model and its forward twin: the report card.
+
+    Losses and their gap with intervals, the gap by context, what it writes beside human texts,
+    whether endings fit and hints are obeyed, how well the twins rank beginnings and bridge texts,
+    and speed; as Markdown, JSON and a picture.
+    """
+    from backgpt.datasets import open_source
+    from backgpt.files import write_whole
+    from backgpt.report_card import Extent, report_card
+    from backgpt.report_plot import check_plotting, plot_card
+    from backgpt.report_text import render_card
+
+    if twin is not None and len(twin) != len(models):
+        raise UsageError(f"{len(models)} models and {len(twin)} twins were given: give one each")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    extent = Extent(
+        samples=samples,
+        endings=endings,
+        hinted=hinted,
+        ranked=ranked,
+        bridged=bridged,
+        candidates=candidates,
+        max_new_tokens=max_new_tokens,
+    )
+    check_plotting()
+    texts = [document.text for document in open_source(data, field=field)][:limit]
+    pairs: list[tuple[Model, Model]] = []
+    for number, name in enumerate(models):
+        model = open_model(
+            name, direction="backward", engine=engine, device=device, threads=threads
+        )
+        if twin is None:
+            pairs.append((model, model.turned()))
+        else:
+            forward = open_model(
+                twin[number], direction="forward", engine=engine, device=device, threads=threads
+            )
+            pairs.append((model, forward))
+    card = report_card(
+        pairs,
+        texts,
+        names=(models[0], twin[0] if twin else f"{models[0]}, the other way"),
+        data=Path(data).name,
+        extent=extent,
+        seed=seed,
+        say=_say,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    text = render_card(card)
+    write_whole(out / "report.png", plot_card(card))
+    write_whole(out / "report.md", text.encode())
+    write_whole(out / "report.json", (card.model_dump_json(indent=2) + "\n").encode())
+    print(text, end="")
+    print(f"written to {out}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""What is measured of twins: figures with intervals, as they stand in a report's JSON.
+
+`report_text` and `report_plot` render them. Gaps are backward less forward; a loss is in nats per
+token, `bpb` in bits per byte.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from backgpt.card import Obedience, Statistics
+from backgpt.config import Settings
+from backgpt.hints import Kind
+from backgpt.intervals import Estimate
+
+
+class TwinLoss(Settings):
+    """What twins lose on the same texts; intervals are over documents.
+
+    `gaps` has one entry a pair of twins; with several, trained with different seeds,
+    `gap_over_seeds` has the interval over those. `cut` texts were longer than the context.
+    """
+
+    texts: int
+    tokens: int
+    cut: int
+    backward: Estimate
+    forward: Estimate
+    gap: Estimate
+    backward_bpb: Estimate
+    forward_bpb: Estimate
+    gap_bpb: Estimate
+    gaps: tuple[float, ...]
+    gap_over_seeds: Estimate | None = None
+
+
+class ContextGap(Settings):
+    """Losses and gap where no more than `context` ids can be seen."""
+
+    context: int
+    backward: float
+    forward: float
+    gap: Estimate
+    gap_over_seeds: Estimate | None = None
+
+
+class Twins(Settings):
+    """How a pair of twins ended: losses in nats per token on all validation texts."""
+
+    seed: int
+    backward: float
+    forward: float
+    gap: float
+
+
+class ArrowReport(Settings):
+    """The arrow of time in one source of text, by small twins trained on it."""
+
+    source: str
+    flipped: bool
+    parameters: int
+    context: int
+    steps: int
+    trained_tokens: int
+    loss: TwinLoss
+    twins: tuple[Twins, ...]
+    by_context: tuple[ContextGap, ...]
+
+
+class Fidelity(Settings):
+    """How well given endings fit what was written toward them.
+
+    `exact` is the share of texts that end with theirs, byte for byte. The rest are nats per token
+    of the ending by the forward twin: after what the model wrote, after what the author wrote,
+    and after what another author wrote.
+    """
+
+    endings: int
+    exact: float
+    written: Estimate
+    human: Estimate
+    other: Estimate
+
+
+class Reranked(Settings):
+    """How often the true one of some beginnings was ranked first, by one method."""
+
+    given: Literal["half", "sentence"]
+    method: str
+    texts: int
+    candidates: int
+    first: Estimate
+
+
+class Seams(Settings):
+    """How surprising texts are behind their seams, to the forward twin, in nats per token.
+
+    `opening` is behind the given opening, `ending` within the given ending, `both` together.
+    """
+
+    opening: Estimate
+    ending: Estimate
+    both: Estimate
+
+
+class Bridged(Settings):
+    """Bridges from openings to endings of held-out texts, beside what people wrote between them.
+
+    `baseline` is the forward twin going on from the opening, cut and joined at its best place.
+    `ratio` is surprise behind the seams over that of people. `wins` is the share of bridges that
+    fit the given texts better than the baseline's do: log p of the opening by the backward model
+    and of the ending by its twin, given all else. `wins_whole` is the share likelier as a whole, by
+    both models and per token.
+    """
+
+    texts: int
+    candidates: int
+    bridge: Seams
+    baseline: Seams
+    human: Seams
+    ratio: Estimate
+    baseline_ratio: Estimate
+    wins: Estimate
+    wins_whole: Estimate
+    mean_words: Mapping[str, float]
+
+
+class Speed(Settings):
+    """Tokens per second on the machine at hand: writing one text, eight together, and scoring."""
+
+    one_stream: float
+    eight_streams: float
+    scored: float
+
+
+class ReportCard(Settings):
+    """What was measured of a backward model and its forward twin on held-out texts.
+
+    All but `speed` is the same when it is measured again.
+    """
+
+    model: str
+    twin: str
+    data: str
+    context: int
+    seed: int
+    loss: TwinLoss
+    by_context: tuple[ContextGap, ...]
+    endings: int
+    generated: Statistics
+    human: Statistics
+    fidelity: Fidelity
+    obedience: Mapping[Kind, Obedience]
+    unasked: Mapping[Kind, Obedience]
+    reranked: tuple[Reranked, ...]
+    bridged: Bridged
+    speed: Speed

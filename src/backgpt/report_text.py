@@ -1,0 +1,173 @@
+"""Reports as Markdown: what `report` holds, in tables."""
+
+from collections.abc import Iterator, Sequence
+
+from backgpt.card_text import share_of, statistics_rows
+from backgpt.intervals import Estimate
+from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranked, TwinLoss
+
+INTERVALS = (
+    "Figures in brackets are intervals of 95 %: over documents (bootstrap) unless they are said to "
+    "be over seeds (Student's t)."
+)
+
+_METHODS = {
+    "backward": "backward alone: log p(beginning \\| given), per token",
+    "forward": "forward alone: log p(given \\| beginning)",
+    "both": "both: forward + backward - log p(beginning)",
+}
+_GIVEN = {"half": "second half", "sentence": "last sentence"}
+
+
+def render_card(card: ReportCard) -> str:
+    """Return a report card as Markdown."""
+    lines = [
+        f"# Report card: {card.model}",
+        "",
+        f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts; "
+        f"context {card.context:,}; seed {card.seed}. {INTERVALS}",
+        "",
+        *_loss(card.loss),
+        *_by_context(card.by_context),
+        *_written(card),
+        *_obedience(card),
+        *_reranked(card.reranked),
+        *_bridged(card.bridged),
+        "## Speed",
+        "",
+        f"On the machine at hand: {card.speed.one_stream:,.0f} tokens/s writing one text, "
+        f"{card.speed.eight_streams:,.0f} writing eight together, "
+        f"{card.speed.scored:,.0f} scoring.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_arrow(report: ArrowReport) -> str:
+    """Return what `arrow` measured as Markdown."""
+    read = ", read from its end" if report.flipped else ""
+    lines = [
+        f"# The arrow of time: {report.source}{read}",
+        "",
+        f"{len(report.twins)} pairs of twins, {report.parameters:,} parameters each, context "
+        f"{report.context:,}, {report.steps:,} steps, {report.trained_tokens:,} tokens; measured "
+        f"on {report.loss.texts:,} validation texts. {INTERVALS}",
+        "",
+        *_loss(report.loss),
+        "| seed | backward | forward | gap |",
+        "|---:|---:|---:|---:|",
+        *(
+            f"| {twins.seed} | {twins.backward:.4f} | {twins.forward:.4f} | {twins.gap:+.4f} |"
+            for twins in report.twins
+        ),
+        "",
+        *_by_context(report.by_context),
+    ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _loss(loss: TwinLoss) -> Iterator[str]:
+    yield from ("## Loss", "")
+    yield "| | nats per token | bits per byte |"
+    yield "|---|---:|---:|"
+    for name, nats, bits in (
+        ("backward", loss.backward, loss.backward_bpb),
+        ("forward", loss.forward, loss.forward_bpb),
+    ):
+        yield f"| {name} | {nats.show()} | {bits.show()} |"
+    yield f"| gap, over documents | {loss.gap.show('+.4f')} | {loss.gap_bpb.show('+.4f')} |"
+    if loss.gap_over_seeds is not None:
+        seeds = f"gap, over {len(loss.gaps)} seeds"
+        yield f"| {seeds} | {loss.gap_over_seeds.show('+.4f')} | |"
+    yield ""
+    yield (
+        f"The gap is backward less forward: {loss.gap.value / loss.forward.value:+.2%} of the "
+        "forward loss."
+    )
+    if loss.cut:
+        yield f"{loss.cut:,} of {loss.texts:,} texts were longer than the context and cut."
+    yield ""
+
+
+def _by_context(gaps: Sequence[ContextGap]) -> Iterator[str]:
+    seeds = any(gap.gap_over_seeds is not None for gap in gaps)
+    yield from ("## Gap by context", "")
+    yield "Texts cut into pieces of so many tokens, at the same places for both twins."
+    yield ""
+    yield f"| context | backward | forward | gap |{' gap, over seeds |' if seeds else ''}"
+    yield f"|---:|---:|---:|---:|{'---:|' if seeds else ''}"
+    for gap in gaps:
+        row = f"| {gap.context:,} | {gap.backward:.4f} | {gap.forward:.4f} "
+        row += f"| {gap.gap.show('+.4f')} |"
+        if seeds:
+            row += f" {gap.gap_over_seeds.show('+.4f') if gap.gap_over_seeds else ''} |"
+        yield row
+    yield ""
+
+
+def _written(card: ReportCard) -> Iterator[str]:
+    yield from ("## What it writes", "")
+    yield f"{card.generated.texts} texts toward {card.endings} endings at the default settings,"
+    yield f"beside {card.human.texts} held-out texts; words that are known occur in the others."
+    yield from ("", "| | written | human |", "|---|---:|---:|")
+    for label, generated, human in statistics_rows(card.generated, card.human):
+        yield f"| {label} | {generated} | {human} |"
+    fidelity = card.fidelity
+    yield ""
+    yield f"{fidelity.exact:.1%} end with the given ending, byte for byte. How surprising"
+    yield f"{fidelity.endings} endings of held-out texts are to the forward twin, nats per token:"
+    yield from ("", "| after what | |", "|---|---:|")
+    yield f"| the model wrote | {fidelity.written.show('.3f')} |"
+    yield f"| its own author wrote | {fidelity.human.show('.3f')} |"
+    yield f"| another author wrote | {fidelity.other.show('.3f')} |"
+    yield ""
+
+
+def _obedience(card: ReportCard) -> Iterator[str]:
+    if not card.obedience:
+        return
+    yield from ("## Hints", "")
+    yield from ("| asked for | asked | obeyed | happens unasked |", "|---|---:|---:|---:|")
+    for kind, result in card.obedience.items():
+        unasked = share_of(card.unasked.get(kind))
+        yield f"| {kind} | {result.asked} | {share_of(result)} | {unasked} |"
+    yield ""
+
+
+def _reranked(found: Sequence[Reranked]) -> Iterator[str]:
+    yield from ("## Ranking", "")
+    yield f"Which of {found[0].candidates} first halves is the true one, given the rest:"
+    yield from ("", "| given | ranked by | texts | true one first |", "|---|---|---:|---:|")
+    for one in found:
+        first = percent(one.first)
+        yield f"| {_GIVEN[one.given]} | {_METHODS[one.method]} | {one.texts} | {first} |"
+    yield ""
+
+
+def _bridged(bridged: Bridged) -> Iterator[str]:
+    yield from ("## Bridges", "")
+    yield f"From the first to the last sentence of {bridged.texts} held-out texts, the best of"
+    yield f"{bridged.candidates}; the baseline is the forward twin going on from the opening, cut"
+    yield "and joined where it fits best. Surprise to the forward twin, nats per token:"
+    yield from ("", "| | behind the opening | in the ending | both | words |")
+    yield "|---|---:|---:|---:|---:|"
+    for name, seams in (
+        ("bridge", bridged.bridge),
+        ("baseline", bridged.baseline),
+        ("human", bridged.human),
+    ):
+        figures = (seams.opening, seams.ending, seams.both)
+        row = " | ".join(figure.show(".3f") for figure in figures)
+        yield f"| {name} | {row} | {bridged.mean_words[name]:.0f} |"
+    yield ""
+    yield f"Surprise over that of people: bridge {percent(bridged.ratio)}, baseline"
+    yield f"{percent(bridged.baseline_ratio)}. In {percent(bridged.wins)} of the texts the bridge"
+    yield "fits opening and ending better than the baseline (log p of the opening by the backward"
+    yield "model and of the ending by its twin, given all else); as a whole, by both models and per"
+    yield f"token, it is the likelier text in {percent(bridged.wins_whole)}."
+    yield ""
+
+
+def percent(estimate: Estimate) -> str:
+    """Return a share with its interval: `97.5 % [94.0, 99.5]`."""
+    value, low, high = (100 * v for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
