@@ -1,13 +1,16 @@
 """What every engine keeps: one by one = together, rows that come and go, what it refuses."""
 
 import ast
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import backgpt.engine
+from backgpt.checkpoint import HUGGING_FACE_NAMES
 from backgpt.engine import Engine
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
@@ -38,10 +41,27 @@ def model() -> Transformer:
     return built
 
 
-@pytest.fixture(params=["torch", "native"])
+@pytest.fixture(scope="module")
+def folder(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model for transformers."""
+    names = {theirs: getattr(model.config, ours) for ours, theirs in HUGGING_FACE_NAMES.items()}
+    fixed = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "dtype": "float32"}
+    path = tmp_path_factory.mktemp("transformers")
+    (path / "config.json").write_text(json.dumps({**fixed, **names, "tie_word_embeddings": True}))
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(params=["torch", "native", "transformers"])
 def engine(model: Transformer, request: pytest.FixtureRequest) -> Engine:
     if request.param == "torch":
         return TorchEngine(model)
+    if request.param == "transformers":
+        theirs = pytest.importorskip("backgpt.engine.transformers_engine", exc_type=ImportError)
+        path = request.getfixturevalue("folder")
+        made: Engine = theirs.TransformersEngine(path, vocab_size=VOCAB, block_size=BLOCK)
+        return made
     native = pytest.importorskip("backgpt.engine.native_engine", exc_type=ImportError)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     built: Engine = native.NativeEngine(model.config, weights)

@@ -4,17 +4,19 @@ A model folder is a Hugging Face folder with this project's keys added to `confi
 int8, its weights have a file name that other programs do not take for theirs. A checkpoint is a
 model folder plus the optimizer, the position, and a manifest with the size and SHA-256 of every
 file, written last: a folder without a manifest that verifies does not count.
+Models from elsewhere, which `convert` brings in, may be of another family than our own shape.
 Works on numpy arrays; nothing here imports torch, and nothing is a pickle.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import SafetensorError
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
@@ -24,7 +26,7 @@ from backgpt.manifest import MANIFEST, read_json, verify, whole_folder, write_js
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Arrays, Storage, check, count_parameters, dequantized, quantized
 from backgpt.shape import ModelConfig, shape_from
-from backgpt.tokenizer import END, PAD, START, Tokenizer
+from backgpt.tokenizer import PAD, Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INT8_WEIGHTS = "model.int8.safetensors"
@@ -32,6 +34,9 @@ WEIGHTS_OF: dict[Storage, str] = {"float32": WEIGHTS, "int8": INT8_WEIGHTS}
 """The file with the weights, by how they are stored."""
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
+
+Family = Literal["qwen3", "smolgpt", "transformers"]
+"""Our own shape, which is Qwen3's; smolGPT's; or whatever the library transformers runs."""
 
 HUGGING_FACE_NAMES = {
     "n_layer": "num_hidden_layers",
@@ -54,7 +59,8 @@ class ModelFolder:
 
     `hints` says that the model was trained to obey hints, `chat` that it was tuned on
     conversations, `storage` how the folder that it was read from keeps the weights. Read without
-    `dequantize`, `weights` are as `quantize` has them.
+    `dequantize`, `weights` are as `quantize` has them. Of the family "transformers" they are not
+    read: each array has its shape and is full of NaN. `path` is the folder it was read from.
     """
 
     config: ModelConfig
@@ -65,6 +71,8 @@ class ModelFolder:
     hints: bool = False
     chat: bool = False
     storage: Storage = "float32"
+    family: Family = "qwen3"
+    path: Path | None = None
 
     @property
     def languages(self) -> list[Language]:
@@ -93,17 +101,26 @@ def read_model(path: Path, *, dequantize: bool = True) -> ModelFolder:
     if (folder / MANIFEST).is_file():
         verify(folder)
     values = read_json(folder / CONFIG)
-    if values.get("model_type") != "qwen3":
-        raise UsageError(
-            f"{folder / CONFIG}: model_type = {values.get('model_type')!r}; only 'qwen3' is read"
-        )
+    values.setdefault("family", "qwen3")
     values.setdefault("storage", "float32")
-    for key, kind in (("direction", Directions), ("unit", Unit), ("storage", Storage)):
+    if values["family"] == "qwen3" and values.get("model_type") != "qwen3":
+        raise UsageError(
+            f"{folder / CONFIG}: model_type = {values.get('model_type')!r}; only 'qwen3' is read: "
+            "import others with 'backgpt import'"
+        )
+    kinds: tuple[tuple[str, Any], ...] = (
+        ("direction", Directions),
+        ("unit", Unit),
+        ("storage", Storage),
+        ("family", Family),
+    )
+    for key, kind in kinds:
         known = get_args(kind)
         if values.get(key) not in known:
+            hint = "" if key in values else "; import a folder from elsewhere with 'backgpt import'"
             raise UsageError(
                 f"{folder / CONFIG}: {key} = {values.get(key)!r} is not known: "
-                f"it must be {' or '.join(map(repr, known))}"
+                f"it must be {' or '.join(map(repr, known))}{hint}"
             )
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if values.get("tokenizer_sha256") not in (None, tokenizer.sha256):
@@ -116,28 +133,45 @@ def read_model(path: Path, *, dequantize: bool = True) -> ModelFolder:
             f"{folder / TOKENIZER} has {tokenizer.vocab_size} ids, the model "
             f"{values.get('vocab_size')}: copy the folder again"
         )
-    values = {**values.get("rope_parameters", {}), **values}
-    missing = [name for name in HUGGING_FACE_NAMES.values() if name not in values]
-    if missing:
-        raise CorruptFileError(f"{folder / CONFIG} has no {missing[0]!r}: copy the folder again")
-    shape = {ours: values[theirs] for ours, theirs in HUGGING_FACE_NAMES.items()}
+    shape = shape_of(values, origin=str(folder / CONFIG))
+    others = values["family"] == "transformers"
     return ModelFolder(
-        config=shape_from(shape, origin=str(folder / CONFIG)),
+        config=shape,
         direction=values["direction"],
         unit=values["unit"],
         tokenizer=tokenizer,
-        weights=_read_weights(folder, values["storage"], dequantize=dequantize),
+        weights=dict(_shapes_only(folder))
+        if others
+        else _read_weights(folder, values["storage"], dequantize=dequantize),
         hints=bool(values.get("hints", False)),
         chat=bool(values.get("chat", False)),
         storage=values["storage"],
+        family=values["family"],
+        path=folder,
     )
+
+
+def shape_of(values: Mapping[str, Any], *, origin: str) -> ModelConfig:
+    """Return the shape that a `config.json` describes, wherever it says how rotary turns.
+
+    Raises CorruptFileError if a key is missing, ConfigError for a value that cannot be.
+    """
+    values = {**(values.get("rope_parameters") or {}), **values, **values.get("shape", {})}
+    missing = [name for name in HUGGING_FACE_NAMES.values() if name not in values]
+    if missing:
+        raise CorruptFileError(f"{origin} has no {missing[0]!r}: copy the folder again")
+    shape = {ours: values[theirs] for ours, theirs in HUGGING_FACE_NAMES.items()}
+    return shape_from(shape, origin=origin)
 
 
 def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32") -> None:
     """Write the files of a model folder into the existing, empty `folder`.
 
-    `model` has float weights; raises UsageError if one is not finite and `storage` is "int8".
+    `model` has float weights; raises UsageError if one is not finite and `storage` is "int8", and
+    for the family "transformers", which is only copied.
     """
+    if model.family == "transformers":
+        raise UsageError(f"{model.path} runs in transformers: its weights are copied, not written")
     weights = quantized(model.weights) if storage == "int8" else model.weights
     write_synced(folder / WEIGHTS_OF[storage], _serialize(weights))
     model.tokenizer.save(folder / TOKENIZER)
@@ -262,8 +296,12 @@ def model_folder(path: Path) -> Path:
 
 def _json_files(model: ModelFolder, storage: Storage) -> dict[str, dict[str, Any]]:
     tokenizer, config = model.tokenizer, model.config
-    stop = END if model.direction == "forward" else START
-    stop_id = tokenizer.control_id(stop)
+    start, end = (
+        tokenizer.name_of(id_) if id_ is not None else None for id_ in tokenizer.marker_ids
+    )
+    forward = model.direction == "forward"
+    stop, stop_id = (end if forward else start), tokenizer.marker_ids[1 if forward else 0]
+    pads = {"pad_token_id": tokenizer.pad_id} if tokenizer.is_own else {}
     shape = {theirs: getattr(config, ours) for ours, theirs in HUGGING_FACE_NAMES.items()}
     own = {
         "direction": model.direction,
@@ -271,9 +309,11 @@ def _json_files(model: ModelFolder, storage: Storage) -> dict[str, dict[str, Any
         "hints": model.hints,
         "chat": model.chat,
         "storage": storage,
-        "markers": {"start": START, "end": END},
+        "markers": {"start": start, "end": end},
         "tokenizer_sha256": tokenizer.sha256,
     }
+    if model.family != "qwen3":
+        return {CONFIG: {"model_type": model.family, "family": model.family, **shape, **own}}
     fixed = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -285,16 +325,16 @@ def _json_files(model: ModelFolder, storage: Storage) -> dict[str, dict[str, Any
         "tie_word_embeddings": True,
         "dtype": "float32",
         "eos_token_id": stop_id,
-        "pad_token_id": tokenizer.pad_id,
+        **pads,
     }
     return {
         CONFIG: {**fixed, **shape, **own},
-        "generation_config.json": {"eos_token_id": stop_id, "pad_token_id": tokenizer.pad_id},
+        "generation_config.json": {"eos_token_id": stop_id, **pads},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.block_size,
             "eos_token": stop,
-            "pad_token": PAD,
+            **({"pad_token": PAD} if tokenizer.is_own else {}),
             "clean_up_tokenization_spaces": False,
         },
     }
@@ -317,6 +357,18 @@ def _read_weights(folder: Path, storage: Storage, *, dequantize: bool) -> Arrays
     except CorruptFileError as error:
         raise CorruptFileError(f"{path}: {error}") from None
     return weights
+
+
+def _shapes_only(folder: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Yield the name of every array and one of its shape that takes no memory, full of NaN."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    shape = file.get_slice(name).get_shape()
+                    yield name, np.broadcast_to(np.float32("nan"), shape)
+        except (OSError, SafetensorError) as error:
+            raise CorruptFileError(f"{path} is damaged: {error}") from None
 
 
 def _read_arrays(path: Path) -> Arrays:

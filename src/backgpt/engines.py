@@ -1,4 +1,4 @@
-"""Which engine runs a model: native where it can be, or torch."""
+"""Which engine runs a model: native where it can be, or torch, or what its family asks for."""
 
 from typing import Literal
 
@@ -23,6 +23,8 @@ def open_engine(
 
     Raises UsageError for what does not fit together, MissingExtraError without an engine.
     """
+    if folder.family != "qwen3":
+        return _engine_of_family(folder, wanted, device, dtype=dtype, threads=threads)
     if wanted != "torch" and (wanted or device == "cpu"):
         made = _native_engine(folder, wanted, device, dtype=dtype, threads=threads, isa=isa)
         if made is not None:
@@ -58,6 +60,49 @@ def _native_engine(
     stored: Dtype = "int8" if folder.storage == "int8" else "float32"
     return NativeEngine(
         folder.config, folder.weights, dtype=dtype or stored, threads=threads, isa=isa
+    )
+
+
+def _engine_of_family(
+    folder: ModelFolder,
+    wanted: EngineName | None,
+    device: str,
+    *,
+    dtype: Dtype | None,
+    threads: int | None,
+) -> Engine:
+    """Return the engine for a model that is not of our own shape; all of them are torch."""
+    if wanted not in (None, "torch"):
+        raise UsageError(
+            f"engine = {wanted!r}: it runs models in the Qwen3 shape, this one is of the family "
+            f"{folder.family!r}: leave it out"
+        )
+    if threads is not None or dtype not in (None, "float32", "bfloat16"):
+        raise UsageError("threads and small dtypes are for the native engine: leave them out")
+    if folder.family == "transformers":
+        assert folder.path is not None  # it was read from there
+        try:
+            from backgpt.devices import Ranks, choose_device
+            from backgpt.engine.transformers_engine import TransformersEngine
+        except ModuleNotFoundError:
+            raise MissingExtraError("a model that runs in transformers", "hf") from None
+        return TransformersEngine(
+            folder.path,
+            vocab_size=folder.config.vocab_size,
+            block_size=folder.config.block_size,
+            device=choose_device(device, Ranks()),
+            dtype=dtype,
+        )
+    try:
+        from backgpt.devices import Ranks, choose_device
+        from backgpt.engine.smolgpt_engine import SmolGpt
+        from backgpt.engine.torch_engine import TorchEngine
+    except ModuleNotFoundError:
+        raise MissingExtraError("a smolGPT model", "train") from None
+    if dtype == "bfloat16":
+        raise UsageError("a smolGPT model runs in float32: leave dtype out")
+    return TorchEngine(
+        SmolGpt(folder.config, folder.weights), device=choose_device(device, Ranks())
     )
 
 

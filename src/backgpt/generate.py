@@ -14,7 +14,7 @@ import numpy as np
 
 from backgpt.engine import Engine
 from backgpt.language import Language, Prompt
-from backgpt.order import LeftwardDecoder, ModelIds, ReadingIds, RightwardDecoder
+from backgpt.order import ModelIds, ReadingIds
 from backgpt.running import Drawn, Job, Running, room_for
 from backgpt.sampling import Sampling
 from backgpt.stop_strings import StopStrings
@@ -119,11 +119,7 @@ class Writer:
         self._prompt = prompt
         self._bytes = language.tokenizer.token_bytes
         self._leftward = language.direction == "backward"
-        self._decoder: LeftwardDecoder | RightwardDecoder = (
-            LeftwardDecoder(before_line=not prompt.joins_on)
-            if self._leftward
-            else RightwardDecoder(after=prompt.text)
-        )
+        self._decoder = language.decoder(prompt)
         self._word: list[int] = []
         self.written = ""
         """The text as far as it is certain, without what was given."""

@@ -14,8 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.hints import NO_HINTS, Hints, Kind
-from backgpt.order import Direction, Directions, ModelIds, Order, ReadingIds, Unit
+from backgpt.order import (
+    Direction,
+    Directions,
+    LeftwardDecoder,
+    ModelIds,
+    Order,
+    ReadingIds,
+    RightwardDecoder,
+    Unit,
+    reversed_words,
+)
 from backgpt.tokenizer import Tokenizer
+
+Parts = tuple[ReadingIds, ReadingIds]
+"""A text in two parts, in reading order."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +82,22 @@ class Language:
 
     @property
     def order(self) -> Order:
-        """How this model's ids run."""
+        """How this model's ids run. Raises UsageError in the text unit, where they do not."""
         return self.tokenizer.order(self.direction, self.unit)
 
     @property
     def markers(self) -> tuple[int, int]:
-        """The control ids this model begins with and stops at, in model order."""
+        """The control ids this model begins with and stops at, in model order.
+
+        Raises UsageError if one is missing, as in models from elsewhere.
+        """
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
         return (end, start) if self.direction == "backward" else (start, end)
 
     @property
     def by_word(self) -> bool:
         """Whether ids arrive in groups, each a whole word to put in front."""
-        return self.direction == "backward" and self.unit == "word"
+        return self.direction == "backward" and self.unit != "token"
 
     @cached_property
     def lead(self) -> npt.NDArray[np.int64]:
@@ -108,10 +124,13 @@ class Language:
         """
         backward = self.direction == "backward"
         encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
-        ids = self.order.to_model(encode(text))
-        marker = np.array([self.markers[0]] if at_edge else [], dtype=np.int64)
-        first = np.concatenate((self.lead, self.hint_ids(hints), marker))
-        edge = (self.markers[1],)
+        if self.unit == "text":
+            ids = ModelIds(self.tokenizer.encode(reversed_words(text)))
+        else:
+            ids = self.order.to_model(encode(text))
+        start, end = ((id_,) if id_ is not None else () for id_ in self.tokenizer.marker_ids)
+        marker, edge = (end, start) if backward else (start, end)
+        first = np.concatenate((self.lead, self.hint_ids(hints), marker if at_edge else ()))
         return Prompt(
             text=text,
             ids=ModelIds(np.concatenate((first, ids)).astype(np.int64)),
@@ -119,6 +138,15 @@ class Language:
             joins_on=not text or (backward and text[0] in " \n"),
             stops=Stops(edge, edge),
         )
+
+    def decoder(self, prompt: Prompt) -> LeftwardDecoder | RightwardDecoder:
+        """Return what turns the bytes that are written for a prompt into text that joins it."""
+        added = self.tokenizer.added_spaces
+        if self.direction == "backward":
+            return LeftwardDecoder(before_line=not prompt.joins_on, added=added)
+        # Some tokenizers leave a last space out: the model writes it again.
+        left_out = added == "text" and prompt.text.endswith(" ") and not self.tokenizer.keeps_spaces
+        return RightwardDecoder(after="" if left_out else prompt.text, added=added)
 
     def row(
         self, before: ReadingIds, after: ReadingIds, *, to_the_edge: bool = True

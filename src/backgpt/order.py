@@ -16,10 +16,17 @@ from typing import Any, Literal, NewType
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.errors import UsageError
+
 Direction = Literal["backward", "forward"]
 Directions = Literal["backward", "forward", "both"]
 """What a model can be trained for; with "both" its first id tells it which way to go."""
-Unit = Literal["token", "word"]
+Unit = Literal["token", "word", "text"]
+"""What is reversed: ids one by one, or whole words of them; or the words of the text itself, before
+it is encoded, as the original backgpt did it: such a model writes, and does nothing else."""
+AddedSpaces = Literal["line", "text", "none"]
+"""Where a tokenizer puts in a space that no text has: before every line, as this project's do,
+before the text, as SentencePiece's do, or nowhere."""
 
 IdArray = npt.NDArray[np.integer[Any]]
 ReadingIds = NewType("ReadingIds", IdArray)
@@ -41,6 +48,13 @@ class Order:
     direction: Direction
     unit: Unit
     starts_group: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.unit == "text":
+            raise UsageError(
+                "this model reverses the words of a text before it is encoded, so that its ids "
+                "have no reading order: it only writes"
+            )
 
     def to_model(self, ids: ReadingIds) -> ModelIds:
         """Return reading-order `ids`, (T,), in model order, (T,).
@@ -87,6 +101,11 @@ def flipped(ids: ReadingIds) -> ReadingIds:
     return ReadingIds(ids[::-1])
 
 
+def reversed_words(text: str) -> str:
+    """Return the words of `text`, last one first, with single spaces: line breaks are lost."""
+    return " ".join(text.split()[::-1])
+
+
 class LeftwardDecoder:
     """Turns the bytes of units that arrive last one first into text to put in front.
 
@@ -94,12 +113,13 @@ class LeftwardDecoder:
     undecided until more is known: a line break or the start of the text swallows it, anything
     else makes it real. It is held back until then, as are the trailing bytes of a character whose
     first byte is still to come. The pieces, each put in front of the ones before, then `flush`,
-    always join to the decoded text.
+    always join to the decoded text. Other tokenizers than this project's have other `added` spaces.
     """
 
-    def __init__(self, *, before_line: bool = False) -> None:
+    def __init__(self, *, before_line: bool = False, added: AddedSpaces = "line") -> None:
         """Start at the end of a text, or, with `before_line`, in front of an encoded line."""
-        self._held = " " if before_line else ""
+        self._added = added
+        self._held = " " if before_line and added != "none" else ""
         self._pending = b""
 
     def push(self, unit: bytes) -> str:
@@ -121,7 +141,11 @@ class LeftwardDecoder:
     def _release(self, data: bytes) -> str:
         if not data:
             return ""
-        text = (data.decode("utf-8", errors="replace") + self._held).replace("\n ", "\n")
+        text = data.decode("utf-8", errors="replace") + self._held
+        if self._added == "none":
+            return text
+        if self._added == "line":
+            text = text.replace("\n ", "\n")
         self._held = " " if text.startswith(" ") else ""
         return text.removeprefix(" ")
 
@@ -129,10 +153,13 @@ class LeftwardDecoder:
 class RightwardDecoder:
     """The same for a forward model: bytes arrive first one first, pieces go behind."""
 
-    def __init__(self, *, after: str = "") -> None:
+    def __init__(self, *, after: str = "", added: AddedSpaces = "line") -> None:
         """Start behind the text `after`, or at the start of a text."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._swallow_space = not after or after.endswith("\n")
+        self._lines = added == "line"
+        self._swallow_space = added != "none" and (
+            not after or (self._lines and after.endswith("\n"))
+        )
 
     def push(self, unit: bytes) -> str:
         """Take the bytes of the next unit to the right; return the text that is now certain."""
@@ -148,5 +175,5 @@ class RightwardDecoder:
         line_break_follows = text.endswith("\n")
         if self._swallow_space:
             text = text.removeprefix(" ")
-        self._swallow_space = line_break_follows
-        return text.replace("\n ", "\n")
+        self._swallow_space = self._lines and line_break_follows
+        return text.replace("\n ", "\n") if self._lines else text

@@ -305,6 +305,11 @@ class Run:
         if init is None:
             return
         model = read_model(find(init))
+        if model.family != "qwen3":
+            raise ConfigError(
+                f"{init} is of the family {model.family!r}, which is only run: training begins "
+                "from models in the Qwen3 shape"
+            )
         if model.tokenizer.sha256 != self.tokenizer.sha256:
             raise ConfigError(
                 f"{self.config.init} has another tokenizer than {self.config.data}: prepare the "

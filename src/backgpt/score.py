@@ -92,7 +92,7 @@ def word_scores(
 
     White space that no word follows is a word of its own. `ids` are the text's, if they are known.
     """
-    decoder = RightwardDecoder()
+    decoder = RightwardDecoder(added=tokenizer.added_spaces)
     ids = tokenizer.encode(text) if ids is None else ids
     pieces = [decoder.push(tokenizer.token_bytes[int(id_)]) for id_ in ids]
     words: list[tuple[str, float]] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from backgpt.errors import ConfigError
 
-MAX_VOCAB_SIZE = 65_536  # ids are stored as uint16
+MAX_VOCAB_SIZE = 65_536  # of what is trained here: its ids are stored as uint16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,6 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} = {value}: it must be {least} or more")
             if field.type is float and not 0 < _number(value) < float("inf"):
                 raise ConfigError(f"{field.name} = {value!r}: it must be a number above 0")
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise ConfigError(
-                f"vocab_size = {self.vocab_size}: it must be at most {MAX_VOCAB_SIZE}"
-            )
         if self.n_head % self.n_kv_head:
             raise ConfigError(
                 f"n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}"
@@ -77,6 +73,8 @@ def preset(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelC
     if name not in _SHAPES:
         raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(_SHAPES)}")
     values: dict[str, Any] = {**_SHAPES[name], "vocab_size": vocab_size or PRESETS[name]}
+    if values["vocab_size"] > MAX_VOCAB_SIZE:
+        raise ConfigError(f"vocab_size = {vocab_size}: it must be at most {MAX_VOCAB_SIZE}")
     values["n_kv_head"] = overrides.get("n_kv_head", overrides.get("n_head", values["n_head"]))
     return shape_from({**values, **overrides}, origin=f"preset {name!r}")
 

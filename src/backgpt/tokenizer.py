@@ -4,11 +4,15 @@ One tokenizer serves both directions. Every line begins with a space inside the 
 line does outside it, so `The end.` has the same ids alone, after a line break and after a
 sentence: a given ending is met as in training. Control ids are placed by code between encoded
 pieces, never by encoding a text that contains their names.
+
+Tokenizers from elsewhere are read as well, once `convert` has put in what marks a document: in the
+template of their post-processor, which nothing here applies. They add other spaces than ours, or
+none, and may lose something; what a model writes is decoded by their own rules.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,9 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from backgpt.errors import ConfigError, CorruptFileError, DataError
+from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_whole
-from backgpt.order import Direction, Order, ReadingIds, Unit
+from backgpt.order import AddedSpaces, Direction, Order, ReadingIds, Unit
 from backgpt.shape import MAX_VOCAB_SIZE
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
@@ -47,9 +51,45 @@ class Tokenizer:
         except Exception as error:  # tokenizers raises a bare Exception
             raise CorruptFileError(f"not a tokenizer.json: {error}") from None
         self._hf.encode_special_tokens = True  # not kept in the file: typed markers stay text
-        self.vocab_size: int = self._hf.get_vocab_size()
-        self.pad_id, self.start_id, self.end_id = map(self.control_id, (PAD, START, END))
+        named = map(self._hf.token_to_id, (PAD, START, END))
+        self.is_own: bool = all(id_ is not None for id_ in named)
+        """Whether it is of this project: it loses nothing, and has all control ids."""
+        self.vocab_size: int
+        self.pad_id: int
+        if self.is_own:
+            self.vocab_size = self._hf.get_vocab_size()
+            self.pad_id, start, end = map(self.control_id, (PAD, START, END))
+            self.marker_ids: tuple[int | None, int | None] = start, end
+            """The control ids at the start and at the end of a document; foreign ones may lack."""
+            self.added_spaces: AddedSpaces = "line"
+        else:
+            from backgpt import foreign_tokenizer  # only few need it
+
+            content = json.loads(json_text)
+            self.vocab_size = 1 + max(self._hf.get_vocab().values(), default=-1)
+            self.pad_id = 0  # what fills a row is never seen
+            self.marker_ids = foreign_tokenizer.markers_of(content)
+            self.added_spaces = foreign_tokenizer.added_spaces(content)
         self.sha256: str = hashlib.sha256(json_text.encode("utf-8")).hexdigest()
+
+    @property
+    def start_id(self) -> int:
+        """The control id at the start of a document. Raises UsageError if there is none."""
+        return self._marker(0, "start")
+
+    @property
+    def end_id(self) -> int:
+        """The control id at the end of a document. Raises UsageError if there is none."""
+        return self._marker(1, "end")
+
+    def _marker(self, place: int, name: str) -> int:
+        found = self.marker_ids[place]
+        if found is None:
+            raise UsageError(
+                f"this model has no control id for the {name} of a text, which this takes: "
+                "import it again and name one with --first or --stop"
+            )
+        return found
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -101,24 +141,29 @@ class Tokenizer:
         return Tokenizer(json.dumps(content, ensure_ascii=False, indent=2))
 
     def encode(self, text: str) -> ReadingIds:
-        """Return the ids of a whole document, (T,) uint16, without markers.
+        """Return the ids of a whole document, (T,), without markers.
 
-        Raises DataError for lone surrogates, which are not text.
+        They are uint16, or uint32 where there are more than those can count. Raises DataError for
+        lone surrogates, which are not text.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[ReadingIds]:
-        """Return the ids of whole documents, each (T,) uint16, without markers."""
-        if not any(text.startswith("\n") for text in texts):
+        """Return the ids of whole documents, each (T,), without markers."""
+        if not self.is_own or not any(text.startswith("\n") for text in texts):
             return self._encode(self._hf, texts)
         # A document that begins with a line break has no first line to put a space in front of.
         return [self._encode(self._tokenizer_for(text, "\n"), [text])[0] for text in texts]
 
     def encode_fragment(self, text: str) -> ReadingIds:
-        """Return the ids, (T,) uint16, of a text that others may stand in front of.
+        """Return the ids, (T,), of a text that others may stand in front of.
 
         A fragment that begins with a space or a line break joins on with just that.
         """
+        if self.added_spaces == "none":
+            return self.encode(text)
+        if self.added_spaces == "text" and text.startswith(" "):
+            return self.encode(text[1:])  # its first space is the one that is added
         return self._encode(self._tokenizer_for(text, " \n"), [text])[0]
 
     def decode(self, ids: ReadingIds) -> str:
@@ -138,13 +183,16 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes each id stands for; a control id stands for none."""
-        byte_of = _byte_of_character()
-        special = set(self._hf.get_added_tokens_decoder())
         names = [self._hf.id_to_token(i) or "" for i in range(self.vocab_size)]
-        return tuple(
-            b"" if i in special else bytes(byte_of[character] for character in name)
-            for i, name in enumerate(names)
-        )
+        bytes_of = _bytes_of_characters(_byte_of_character())
+        if not self.is_own:
+            from backgpt import foreign_tokenizer
+
+            if not foreign_tokenizer.is_byte_level(json.loads(self._json)):
+                bytes_of = foreign_tokenizer.bytes_of_piece
+        added = self._hf.get_added_tokens_decoder()
+        as_text = {i: b"" if t.special else t.content.encode() for i, t in added.items()}
+        return tuple(as_text[i] if i in as_text else bytes_of(name) for i, name in enumerate(names))
 
     @cached_property
     def starts_group(self) -> npt.NDArray[np.bool_]:
@@ -155,6 +203,11 @@ class Tokenizer:
     def has_text(self) -> npt.NDArray[np.bool_]:
         """(V,) bool: whether an id stands for text, which a control id does not."""
         return np.array([bool(data) for data in self.token_bytes], dtype=np.bool_)
+
+    @cached_property
+    def keeps_spaces(self) -> bool:
+        """Whether it keeps spaces that are the last of a text, as SentencePiece may not."""
+        return len(self.encode("a ")) > len(self.encode("a"))
 
     def name_of(self, id_: int) -> str:
         """Return what is shown for one id: its text, parts of characters as U+FFFD, or its name."""
@@ -168,11 +221,17 @@ class Tokenizer:
         """
         found = self._hf.token_to_id(token)
         if found is None:
-            raise CorruptFileError(f"the tokenizer has no control id {token}: train it anew")
+            raise CorruptFileError(
+                f"the tokenizer has no control id {token}: this takes one that backgpt trained"
+            )
         return found
 
     @cached_property
     def _without_prepend(self) -> HFTokenizer:
+        if not self.is_own:
+            from backgpt import foreign_tokenizer
+
+            return Tokenizer(foreign_tokenizer.unprefixed(self._json))._hf
         hf = HFTokenizer.from_str(self._json)
         hf.encode_special_tokens = True
         hf.normalizer = _line_space()
@@ -181,15 +240,15 @@ class Tokenizer:
     def _tokenizer_for(self, text: str, own_space: str) -> HFTokenizer:
         return self._without_prepend if text[:1] and text[0] in own_space else self._hf
 
-    @staticmethod
-    def _encode(hf: HFTokenizer, texts: Sequence[str]) -> list[ReadingIds]:
+    def _encode(self, hf: HFTokenizer, texts: Sequence[str]) -> list[ReadingIds]:
         try:
             encodings = hf.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 _refuse_surrogates(text)
             raise
-        return [ReadingIds(np.array(e.ids, dtype=np.uint16)) for e in encodings]
+        dtype = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
+        return [ReadingIds(np.array(e.ids, dtype=dtype)) for e in encodings]
 
 
 def _untrained() -> HFTokenizer:
@@ -208,6 +267,10 @@ def _untrained() -> HFTokenizer:
 
 def _line_space() -> Any:
     return normalizers.Replace(Regex("\n(?=[^\n])"), "\n ")
+
+
+def _bytes_of_characters(byte_of: dict[str, int]) -> Callable[[str], bytes]:
+    return lambda name: bytes(byte_of[character] for character in name)
 
 
 def _byte_of_character() -> dict[str, int]:

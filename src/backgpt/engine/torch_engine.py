@@ -1,9 +1,11 @@
 """The engine that runs a `Transformer` in torch: training machines, GPUs, and the reference.
 
-Takes and gives numpy arrays; a row of the engine is a row of the model's cache.
+Takes and gives numpy arrays; a row of the engine is a row of the model's cache. A model that does
+what `Runnable` says runs as well.
 """
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,15 +13,45 @@ from torch import Tensor
 
 from backgpt.engine import FloatArray, checked_ids
 from backgpt.errors import UsageError
-from backgpt.model import IGNORE, Cache, Transformer
+from backgpt.model import IGNORE, Cache
 from backgpt.order import IdArray
+from backgpt.shape import ModelConfig
+
+
+class Runnable(Protocol):
+    """What the engine asks of a module; see `model.Transformer`."""
+
+    config: ModelConfig
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the parameters are kept in."""
+        ...
+
+    def extend(self, ids: Tensor, cache: Cache, rows: list[int]) -> Tensor:
+        """Append `ids` (B, T) to the B `rows` of `cache`; return the logits after the last."""
+        ...
+
+    def token_losses(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Return -log p of each target in nats, (B, T) float32, 0 where it is IGNORE."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """Move it to a device."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch off what is for training only."""
+        ...
 
 
 class TorchEngine:
     """Implements `engine.Engine`. Computes in the model's own dtype; gives float32."""
 
-    def __init__(self, model: Transformer, *, device: str | torch.device = "cpu") -> None:
-        self.model = model.to(device).eval()
+    def __init__(self, model: Runnable, *, device: str | torch.device = "cpu") -> None:
+        model.to(device)
+        model.eval()
+        self.model = model
         self.device = torch.device(device)
         self.vocab_size = model.config.vocab_size
         self.block_size = model.config.block_size

@@ -1,0 +1,127 @@
+"""The engine for other shapes: the library transformers runs the model, a text at a time.
+
+Slow and plain: it is for models from elsewhere that our own engines cannot hold. No code that
+comes with a model is ever run.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging as chatter
+
+from backgpt.engine import FloatArray, checked_ids
+from backgpt.errors import CorruptFileError, UsageError
+from backgpt.order import IdArray
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing to standard error."""
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.ERROR)
+    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class TransformersEngine:
+    """Implements `engine.Engine`. Computes in `dtype`, without one in that of the weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vocab_size: int,
+        block_size: int,
+        device: str | torch.device = "cpu",
+        dtype: str | None = None,
+    ) -> None:
+        """Load the model in `folder`. Raises CorruptFileError if it cannot be read."""
+        self.vocab_size, self.block_size = vocab_size, block_size
+        self._device = torch.device(device)
+        try:
+            with quiet():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CorruptFileError(f"{folder} cannot be read by transformers: {reason}") from None
+        self._model = model.to(self._device).eval()
+        self._caches: dict[int, Any] = {}
+
+    @torch.inference_mode()
+    def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
+        """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
+        if copies < 1:
+            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        cache = DynamicCache(config=self._model.config)
+        logits = self._read(self._checked(ids, longest=self.block_size), cache)
+        rows: list[int] = []
+        for _ in range(copies):
+            row = next(
+                number for number in range(len(self._caches) + 1) if number not in self._caches
+            )
+            self._caches[row] = copy.deepcopy(cache) if rows else cache
+            rows.append(row)
+        return rows, logits
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
+        """Append one id to each of `rows`; see `Engine.step`."""
+        if len(rows) != len(ids):
+            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        if not rows:
+            return np.zeros((0, self.vocab_size), dtype=np.float32)
+        if len(set(rows)) != len(rows):
+            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
+        for row in rows:
+            if row not in self._caches:
+                raise UsageError(f"row {row} is not in use: prefill a prompt first")
+            if self._caches[row].get_seq_length() >= self.block_size:
+                raise UsageError(f"a row is full: block_size = {self.block_size}: shorten it")
+        new = self._checked(np.asarray(ids), longest=len(ids))
+        return np.stack(
+            [self._read(id_[None], self._caches[row]) for row, id_ in zip(rows, new, strict=True)]
+        )
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Free `rows`; releasing a row that is not in use does nothing."""
+        for row in rows:
+            self._caches.pop(row, None)
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
+        """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
+        tensors = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]
+        return [self._score(ids) for ids in tensors]
+
+    def _score(self, ids: Tensor) -> FloatArray:
+        if len(ids) == 1:
+            return np.zeros(0, dtype=np.float32)
+        logits = self._model(ids[None, :-1], use_cache=False).logits[0]
+        log_p = torch.log_softmax(logits.float(), dim=-1)
+        found: FloatArray = log_p.gather(1, ids[1:, None])[:, 0].cpu().numpy()
+        return found
+
+    def _read(self, ids: Tensor, cache: Any) -> FloatArray:
+        """Append `ids`, (T,), to a cache; return the logits after the last, (V,) float32."""
+        output = self._model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits: FloatArray = output.logits[0, -1].float().cpu().numpy()
+        return logits
+
+    def _checked(self, ids: IdArray, *, longest: int) -> Tensor:
+        array = checked_ids(ids, vocab_size=self.vocab_size, longest=longest)
+        return torch.from_numpy(array).to(self._device)
