@@ -1,7 +1,8 @@
 """The models that come with the package, by name, and what is known about any model.
 
 A built-in model is a model folder in `backgpt/models`, called as the folder is. A name stands for
-it wherever a model is asked for; to mean a local folder of that name, write `./stories`.
+it wherever a model is asked for; to mean a local folder of that name, write `./stories`. What is
+neither, and is written `owner/name`, is a model on the Hugging Face hub.
 """
 
 import re
@@ -56,7 +57,8 @@ def find(model: str | PathLike[str] | None = None, *, models: Path | None = None
     """Return the path of `model`: a built-in model's name, or a path; None is the default model.
 
     A name is looked for in `models` if that is given. Only a str can be a name: a Path is a path.
-    Raises DataError, with the names there are, if it is neither.
+    A str `owner/name` or `owner/name@revision` that is no path here is downloaded from the Hugging
+    Face hub, see `hub.download`. Raises DataError, with the names there are, if it is none of them.
     """
     known = names(models)
     if model is None:
@@ -67,6 +69,10 @@ def find(model: str | PathLike[str] | None = None, *, models: Path | None = None
         return (models or MODELS) / model
     path = Path(model)
     if not path.exists():
+        from backgpt.hub import download, is_name
+
+        if isinstance(model, str) and is_name(model):
+            return download(model)
         or_name = f" or one of the built-in models: {', '.join(known)}" if known else ""
         raise DataError(
             f"there is no model {str(model)!r}: give a model folder, a run folder{or_name}"

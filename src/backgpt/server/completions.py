@@ -47,7 +47,7 @@ async def complete(
     answer = await run_in_threadpool(_Answer.to, asked, name, model)
     if asked.echo and asked.logprobs is not None:
         answer.given_tokens = await service.work_out(request, answer.score_given())
-    if asked.max_tokens == 0:
+    if not answer.writes:
         return answer.without_writing()
     channel = service.writer.write(answer.parts())
     if asked.stream:
@@ -89,14 +89,27 @@ class _Answer:
             raise ApiError(
                 400, "max_tokens = 0 only goes with echo, unstreamed", param="max_tokens"
             )
+        n_whole = sum(one.whole for one in given)
+        if n_whole and (not asked.echo or asked.stream or n_whole < len(given)):
+            raise ApiError(
+                400,
+                "a prompt with the marker at the far edge is a whole text: it is only scored, "
+                "with echo, unstreamed, and beside others like it",
+                param="prompt",
+            )
         if asked.stream and asked.order == "prepend" and asked.logprobs is not None:
             raise ApiError(400, "logprobs do not go with the order prepend", param="logprobs")
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         answer = cls(asked, name, model, given, seed)
-        if asked.max_tokens != 0:
+        if answer.writes:
             for part in answer.parts():
                 room_for(part.engine, part.job)
         return answer
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything is to be written."""
+        return self.asked.max_tokens != 0 and not self.given[0].whole
 
     def parts(self) -> list[Part]:
         """Return what is to be written."""
@@ -121,16 +134,15 @@ class _Answer:
 
     def score_given(self) -> Slices[list[list[Token]]]:
         """Score the given texts, slice by slice."""
-        tokens = []
-        for one in self.given:
-            tokens.append(
-                (
-                    yield from given_tokens(
-                        self.model.engine, one.prompt, n_likeliest=self.asked.logprobs or 0
-                    )
-                )
-            )
-        return tokens
+        tokens = yield from given_tokens(
+            self.model.engine,
+            [one.prompt for one in self.given],
+            n_likeliest=self.asked.logprobs or 0,
+        )
+        return [
+            of_text if one.marker is None else [Token(one.marker, None), *of_text]
+            for one, of_text in zip(self.given, tokens, strict=True)
+        ]
 
     def without_writing(self) -> Completion:
         """Return the given texts alone, scored if that was asked."""
@@ -138,7 +150,7 @@ class _Answer:
             CompletionChoice(
                 index=number,
                 text=one.prompt.text,
-                finish_reason="length",
+                finish_reason="stop" if one.whole else "length",
                 logprobs=self._logprobs(
                     self.given_tokens[number // self.asked.count], one.prompt.text, one.prompt.text
                 ),
@@ -207,9 +219,10 @@ class _Answer:
     def _choice(self, ended: Ended) -> CompletionChoice:
         one, drawing = self.given[ended.index // self.asked.count], ended.drawing
         text = drawing.result
+        edge = [drawn for drawn in drawing.drawn[-1:] if drawn.id_ in one.prompt.stops]
         written = [
             Token(drawn.id_, drawn.logprob, drawn.likeliest)
-            for drawn in drawing.drawn[: len(text.ids)]
+            for drawn in (*drawing.drawn[: len(text.ids)], *edge)
         ]
         if self.asked.echo:
             shown, uncut = text.text, drawing.whole

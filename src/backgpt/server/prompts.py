@@ -3,6 +3,10 @@
 suffix            the ending
 prompt            the ending as well, or the opening for a forward model
 prompt, suffix    how the text should begin, and its ending: a bridge, for models with hints
+
+A prompt of ids is in reading order, and a text's markers may be among them, `<|start|>` first and
+`<|end|>` last. The one that the model begins with is read in any case. With the other one the text
+is whole, and nothing is left to write.
 """
 
 from collections.abc import Sequence
@@ -20,11 +24,17 @@ from backgpt.server.schema import CompletionRequest
 
 @dataclass(frozen=True)
 class Given:
-    """One given text: its prompt, what was asked of the text, and the opening of a bridge."""
+    """One given text: its prompt, what was asked of the text, and the opening of a bridge.
+
+    `marker` is the id the model begins with, where it belongs to what was given; `whole` says that
+    the marker at the far edge was given as well, so that nothing is to be written.
+    """
 
     prompt: Prompt
     hints: Hints
     opening: str = ""
+    marker: int | None = None
+    whole: bool = False
 
 
 def check_length(model: Model, *texts: str | None, param: str) -> None:
@@ -43,13 +53,13 @@ def given_texts(asked: CompletionRequest, model: Model) -> list[Given]:
         if suffix:
             raise ApiError(400, "suffix goes with one prompt, a text", param="suffix")
         return [
-            _given(asked, model, ending=one)
+            _given_text(asked, model, one)
             if isinstance(one, str)
             else _given_ids(asked, model, one)
             for one in _texts_or_ids(prompt)
         ]
     if not suffix:  # OpenAI's client sends an empty one for none
-        return [_given(asked, model, ending=suffix if prompt is None else prompt)]
+        return [_given_text(asked, model, suffix if prompt is None else prompt)]
     if not prompt:
         if model.direction == "forward":
             raise ApiError(400, "a forward model goes on from a prompt", param="suffix")
@@ -83,27 +93,61 @@ def _given(
     return Given(prompt, hints, opening=hints.opening or "")
 
 
+def _given_text(asked: CompletionRequest, model: Model, text: str | None) -> Given:
+    """Return a text that is given as one. What looks like a marker in it is text."""
+    if text and asked.echo and asked.logprobs is not None:
+        for name in (model.tokenizer.name_of(id_) for id_ in _markers(model)):
+            if text.startswith(name):  # lm-evaluation-harness would count tokens wrongly
+                raise ApiError(
+                    400,
+                    f"the text begins with {name}, which is no marker in a text: send ids "
+                    "(lm-evaluation-harness: tokenized_requests=True)",
+                    param="prompt",
+                )
+    return _given(asked, model, ending=text)
+
+
 def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Given:
-    """Return a text that is given by its ids, in reading order, without control ids."""
+    """Return a text that is given by its ids, in reading order, perhaps with its markers."""
     tokenizer, size = model.tokenizer, model.engine.block_size
     if len(ids) > size:
         raise ApiError(400, f"{len(ids):,} ids: the model reads at most {size}", param="prompt")
-    for id_ in ids:
+    start, end = tokenizer.marker_ids
+    starts, ends = ids[0] == start, ids[-1] == end and (len(ids) > 1 or start != end)
+    if (starts or ends) and asked.backgpt.continues:
+        raise ApiError(
+            400,
+            "a marker says where the text ends, backgpt.continues that it goes on: leave one out",
+            param="prompt",
+        )
+    text_ids = ids[starts : len(ids) - ends]
+    for id_ in text_ids:
         if id_ >= tokenizer.vocab_size or not tokenizer.has_text[id_]:
-            raise ApiError(400, f"id {id_} stands for no text in this model", param="prompt")
-    reading = ReadingIds(np.array(ids, dtype=np.int64))
+            known = " and ".join(f"{tokenizer.name_of(one)} ({one})" for one in _markers(model))
+            hint = f"; of those that do not, only {known} may stand at an edge" if known else ""
+            raise ApiError(400, f"id {id_} stands for no text in this model{hint}", param="prompt")
+    reading = ReadingIds(np.array(text_ids, dtype=np.int64))
     given = _given(asked, model, ending=tokenizer.decode(reading))
-    prompt = given.prompt
-    first = prompt.ids[: prompt.n_first]
-    own_edge = not tokenizer.token_bytes[ids[0]].startswith(b" ")
+    prompt, forward = given.prompt, model.direction == "forward"
+    near, whole = (start, ends) if forward else (end, starts)
+    edge = [ids[-1 if forward else 0]] if whole else []
+    parts = (prompt.ids[: prompt.n_first], model.language.order.to_model(reading), edge)
+    own_edge = not text_ids or not tokenizer.token_bytes[text_ids[0]].startswith(b" ")
     return replace(
         given,
         prompt=replace(
             prompt,
-            ids=ModelIds(np.concatenate((first, model.language.order.to_model(reading)))),
-            joins_on=prompt.joins_on if model.direction == "forward" else own_edge,
+            ids=ModelIds(np.concatenate(parts).astype(np.int64)),
+            joins_on=prompt.joins_on if forward else own_edge,
         ),
+        marker=near if starts or ends else None,
+        whole=whole,
     )
+
+
+def _markers(model: Model) -> list[int]:
+    """Return the ids that mark the start and the end of a text, those that there are."""
+    return [id_ for id_ in model.tokenizer.marker_ids if id_ is not None]
 
 
 def _texts_or_ids(prompt: Sequence[object]) -> list[str | list[int]]:
