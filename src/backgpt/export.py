@@ -1,0 +1,173 @@
+"""A model written for other programs: as a folder that `transformers` loads, or see `export_gguf`.
+
+Takes any model that `api.load` takes; int8 rows become float32. An export is there whole or not at
+all, says in its metadata how its ids run, and takes the place of nothing but an older export.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from backgpt import __version__
+from backgpt.builtin import DEFAULT, find
+from backgpt.card import CARD, Card, read_card
+from backgpt.checkpoint import TOKENIZER, WEIGHTS, ModelFolder, model_folder, read_model, save_model
+from backgpt.errors import CorruptFileError, UsageError
+from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
+from backgpt.manifest import MANIFEST, read_json
+from backgpt.shape import ModelConfig
+from backgpt.tokenizer import END, START
+
+EXPORT = "export.json"
+"""The file that says that a folder is an export, and of what."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be exported, with float32 weights.
+
+    `tokens` are the names of all ids in their order, as `tokenizer.json` has them; `merges` are
+    its byte pairs, the first one learned first. `card` is None where nobody wrote one.
+    """
+
+    name: str
+    model: ModelFolder
+    tokens: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
+    card: Card | None
+
+
+def read_source(model: str | PathLike[str] | None = None) -> Source:
+    """Read a built-in model by its name, or a model folder, checkpoint or run folder.
+
+    Raises as `read_model`, UsageError if the tokenizer is not of this project, and
+    CorruptFileError if a weight is missing or not a number.
+    """
+    path = find(model)
+    folder = model_folder(path)
+    read = read_model(folder)
+    content = read_json(folder / TOKENIZER)
+    ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+    if not {START, END} <= set(ids):
+        raise UsageError(f"{folder} has a tokenizer of another project: only our own is exported")
+    ids |= content["model"]["vocab"]
+    _check_weights(read, folder)
+    weights = {
+        name: np.asarray(array, dtype=np.float32, order="C") for name, array in read.weights.items()
+    }
+    pairs = (
+        pair.split(" ") if isinstance(pair, str) else pair for pair in content["model"]["merges"]
+    )
+    return Source(
+        name=DEFAULT if model is None else path.absolute().name,
+        model=replace(read, weights=weights),
+        tokens=tuple(sorted(ids, key=lambda token: ids[token])),
+        merges=tuple((left, right) for left, right in pairs),
+        card=read_card(folder / CARD),
+    )
+
+
+def metadata(model: ModelFolder) -> dict[str, str | bool]:
+    """Return what every exported file says of how its ids run, by key."""
+    return {
+        "backgpt.version": __version__,
+        "backgpt.direction": model.direction,
+        "backgpt.unit": model.unit,
+        "backgpt.start_token": START,
+        "backgpt.end_token": END,
+        "backgpt.tokenizer_sha256": model.tokenizer.sha256,
+        "backgpt.hints": model.hints,
+        "backgpt.chat": model.chat,
+    }
+
+
+def export_hf(source: Source, out: Path) -> None:
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load as it is.
+
+    Raises UsageError if something is at `out` that is not an export, BackgptError if the disk is
+    full or refuses.
+    """
+    out = out.absolute()
+    _check_free(out)
+    model, known = source.model, metadata(source.model)
+    in_weights = {key: json.dumps(value).strip('"') for key, value in known.items()}
+    said = {"format": "hf", "model": source.name, **known}
+    files = {
+        WEIGHTS: save(dict(model.weights), metadata={"format": "pt", **in_weights}),
+        "README.md": readme(source.name, model, source.card).encode(),
+        EXPORT: (json.dumps(said, indent=2) + "\n").encode(),
+    }
+    if model.chat:
+        files[CHAT_TEMPLATE] = chat_template(model.direction).encode()
+    if source.card:
+        files[CARD] = (source.card.model_dump_json(indent=2) + "\n").encode()
+    save_model(model, out, files=files)
+
+
+def _check_weights(model: ModelFolder, folder: Path) -> None:
+    """Raise CorruptFileError unless all weights are there, in shape, and numbers."""
+    wanted, found = _shapes(model.config), model.weights
+    if set(wanted) != set(found):
+        name = min(set(wanted) ^ set(found))
+        what = "is missing" if name in wanted else "is not known"
+        raise CorruptFileError(f"{folder}: {name} {what}: copy the model again")
+    for name, array in found.items():
+        if array.shape != wanted[name]:
+            raise CorruptFileError(
+                f"{folder}: {name} is {array.shape}, not {wanted[name]}: copy the model again"
+            )
+        if not np.isfinite(array).all():
+            raise CorruptFileError(f"{folder}: {name} holds what is not a number: train it anew")
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of a model, by Hugging Face's name."""
+    width, feed, dim = config.n_embd, config.intermediate_size, config.head_dim
+    query, key = config.n_head * dim, config.n_kv_head * dim
+    of_layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (query, width),
+        "self_attn.k_proj": (key, width),
+        "self_attn.v_proj": (key, width),
+        "self_attn.o_proj": (width, query),
+        "self_attn.q_norm": (dim,),
+        "self_attn.k_norm": (dim,),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (feed, width),
+        "mlp.up_proj": (feed, width),
+        "mlp.down_proj": (width, feed),
+    }
+    return {
+        "model.embed_tokens.weight": (config.vocab_size, width),
+        "model.norm.weight": (width,),
+        **{
+            f"model.layers.{layer}.{name}.weight": shape
+            for layer in range(config.n_layer)
+            for name, shape in of_layer.items()
+        },
+    }
+
+
+def _check_free(out: Path) -> None:
+    """Raise UsageError unless `out` is not there, is empty, or holds an export and nothing else."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file: name a folder to be made")
+    names = {file.name for file in out.iterdir()}
+    if not names:
+        return
+    if not names >= {EXPORT, MANIFEST}:
+        raise UsageError(f"{out} holds something that is not an export: name another folder")
+    try:
+        written = read_json(out / MANIFEST).get("files", {})
+    except CorruptFileError as error:
+        raise UsageError(f"{error}: name another folder") from None
+    added = sorted(names - {MANIFEST, *written})
+    if added:
+        raise UsageError(f"{out} holds {added[0]}, which is not of an export: name another folder")

@@ -1,0 +1,297 @@
+"""What an exported folder says in words: its README.md, and its chat template.
+
+Both are for people who have `transformers` and nothing of this project: the Python in the README
+runs as it stands, and a test runs it.
+"""
+
+from collections.abc import Iterator
+
+from backgpt.card import Card
+from backgpt.card_text import full_card, short_card
+from backgpt.checkpoint import ModelFolder
+from backgpt.order import Directions, Unit
+from backgpt.quantize import count_parameters
+from backgpt.sampling import Sampling
+
+CHAT_TEMPLATE = "chat_template.jinja"
+
+WHITE_SPACE_NAMES = "ĠĊĉčċČ"
+"""What stands in a token's name for the bytes that begin a word."""
+
+TURNED: dict[Unit, str] = {
+    "token": """\
+def turned(ids):
+    return ids[::-1]
+""",
+    "word": f'''\
+def turned(ids):
+    """Turn words around; an id begins one if it begins with white space or is a control id."""
+    words = []
+    for id_, name in zip(ids, tokenizer.convert_ids_to_tokens(ids)):
+        if not words or name[0] in "{WHITE_SPACE_NAMES}" or id_ in tokenizer.added_tokens_decoder:
+            words.append([])
+        words[-1].append(id_)
+    return [id_ for word in words[::-1] for id_ in word]
+''',
+}
+
+SETTING_UP = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # the one with this file
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+
+
+def ids_of(text):
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def control(*names):
+    return tokenizer.convert_tokens_to_ids(list(names))
+
+
+def write(prompt, **options):
+    given = torch.tensor([prompt])
+    most = model.config.max_position_embeddings
+    how = dict(max_length=most, do_sample=True, temperature={temperature}, min_p={min_p}) | options
+    return model.generate(given, attention_mask=torch.ones_like(given), **how)[0].tolist()
+
+"""
+
+
+def readme(name: str, model: ModelFolder, card: Card | None) -> str:
+    """Return the README.md of an exported folder: how to use it, then the model's own card."""
+    n_parameters = count_parameters(model.weights)
+    if card:
+        own = full_card(
+            name,
+            card,
+            model.config,
+            direction=model.direction,
+            unit=model.unit,
+            hints=model.hints,
+            n_parameters=n_parameters,
+        )
+    else:
+        own = short_card(model.config, model.direction, model.unit, n_parameters=n_parameters)
+    head, body = own.split("\n# ", 1)
+    _, about = body.split("\n", 1)
+    head = head.replace('library_name: "backgpt"', 'library_name: "transformers"')
+    lines = [
+        head,
+        f"# backgpt {name}, for transformers",
+        "",
+        *_order(model),
+        "",
+        *_writing(model),
+        *(_forward() if model.direction == "both" and not model.chat else []),
+        *(_hints() if model.hints and model.direction != "forward" else []),
+        *(_chat(model.direction) if model.chat else []),
+        *_details(model),
+        "## The model",
+        "",
+        "What follows is its card, written for backgpt, which also reads this folder. The weights",
+        "are float32; where the card speaks of int8, they are those rows times their scales.",
+    ]
+    return "\n".join(lines) + "\n" + about
+
+
+def chat_template(direction: Directions) -> str:
+    """Return the Jinja template of a chat model, which renders conversations in reading order.
+
+    The `{% generation %}` marks hold what the model writes of a conversation, as it was trained:
+    all but the message that it meets first.
+    """
+    if direction == "forward":
+        return _CHECK + _forward_chat("")
+    if direction == "backward":
+        return _CHECK + _backward_chat("")
+    return (
+        _CHECK
+        + "{%- if direction | default('backward') == 'forward' -%}\n"
+        + _forward_chat("<|forward|>")
+        + "{%- else -%}\n"
+        + _backward_chat("<|backward|>")
+        + "{%- endif -%}\n"
+    )
+
+
+_CHECK = """\
+{%- for message in messages -%}
+{%- if message.role not in ['user', 'assistant', 'system'] -%}
+{{- raise_exception('role = ' + message.role + ': it must be user, assistant or system') -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def _backward_chat(lead: str) -> str:
+    """Return the template for the way back: the last message is met first."""
+    said = "{{- '<|' + message.role + '|>' + message.content -}}"
+    return f"""\
+{{#- Reading order: turn the ids around, all of them, before the model reads them. -#}}
+{{%- set last = messages[-1:] -%}}
+{{%- if add_generation_prompt -%}}
+{{%- set last = messages -%}}
+{{%- elif messages | length > 1 -%}}
+{{%- generation -%}}
+{{{{- '<|start|>' -}}}}
+{{%- for message in messages[:-1] -%}}
+{said}
+{{%- endfor -%}}
+{{%- endgeneration -%}}
+{{%- else -%}}
+{{{{- '<|start|>' -}}}}
+{{%- endif -%}}
+{{%- for message in last -%}}
+{said}
+{{%- endfor -%}}
+{{{{- '<|end|>{lead}' -}}}}
+"""
+
+
+def _forward_chat(lead: str) -> str:
+    """Return the template for the way forward: the first message is met first."""
+    return f"""\
+{{{{- '{lead}<|start|>' -}}}}
+{{%- for message in messages[:1] -%}}
+{{{{- '<|' + message.role + '|>' + message.content -}}}}
+{{%- endfor -%}}
+{{%- if messages | length > 1 -%}}
+{{{{- '<|' + messages[1].role + '|>' -}}}}
+{{%- generation -%}}
+{{{{- messages[1].content -}}}}
+{{%- for message in messages[2:] -%}}
+{{{{- '<|' + message.role + '|>' + message.content -}}}}
+{{%- endfor -%}}
+{{%- if not add_generation_prompt -%}}
+{{{{- '<|end|>' -}}}}
+{{%- endif -%}}
+{{%- endgeneration -%}}
+{{%- elif not add_generation_prompt -%}}
+{{{{- '<|end|>' -}}}}
+{{%- endif -%}}
+{{%- if add_generation_prompt -%}}
+{{{{- '<|assistant|>' -}}}}
+{{%- endif -%}}
+"""
+
+
+def _order(model: ModelFolder) -> Iterator[str]:
+    if model.direction == "forward":
+        yield "Token ids are in **reading order**, as everywhere. There is no BOS: a text begins"
+        yield "with `<|start|>`, and the model ends it with `<|end|>`."
+        return
+    yield "**Token ids are in model order, the last one first.** The model reads `<|end|>`, then"
+    yield "the ending from its last token on, and writes what came before, until `<|start|>`. A"
+    yield "program that feeds it a text as it stands, such as a `text-generation` pipeline or a"
+    yield "chat page, gets nonsense: turn the ids around before and after, as below."
+
+
+def _writing(model: ModelFolder) -> Iterator[str]:
+    sampling = Sampling()
+    setting_up = SETTING_UP.replace("{temperature}", str(sampling.temperature))
+    setting_up = setting_up.replace("{min_p}", str(sampling.min_p))
+    yield from ("## Writing", "", "```python", *setting_up.split("\n"))
+    if model.direction == "forward":
+        yield 'ids = write(control("<|start|>") + ids_of("Once upon a time"))'
+        yield "print(tokenizer.decode(ids, skip_special_tokens=True))"
+    else:
+        names = '"<|backward|>", "<|end|>"' if model.direction == "both" else '"<|end|>"'
+        yield from TURNED[model.unit].split("\n")
+        yield ""
+        yield f"first = control({names})"
+        yield 'ids = write(first + turned(ids_of("The end.")))'
+        yield "print(tokenizer.decode(turned(ids[len(first) :]), skip_special_tokens=True))"
+    yield from ("```", "")
+    if model.direction != "forward":
+        yield "To write toward a text that other text follows, leave out `<|end|>`."
+        if model.unit == "word":
+            yield "This model turns words around, not ids: inside a word they run forward. The"
+            yield "last word it writes is cut off where the length limit is reached."
+        yield ""
+
+
+def _forward() -> Iterator[str]:
+    yield from ("The same model going forward, in reading order, until `<|end|>`:", "")
+    yield from ("```python", 'prompt = control("<|forward|>", "<|start|>") + ids_of("Once upon")')
+    yield 'ids = write(prompt, eos_token_id=control("<|end|>"))'
+    yield from ("print(tokenizer.decode(ids, skip_special_tokens=True))", "```", "")
+
+
+def _hints() -> Iterator[str]:
+    yield from ("## Hints", "")
+    yield "The model was trained to obey hints, more often than not. They stand before `<|end|>`:"
+    yield "`<|hint|>`, its kind, its text turned around like any other; in this order, any of them:"
+    yield '`length` ("short", "medium" or "long"), `words` (up to four, in lower case), `opening`.'
+    yield from ("", "```python", "def hint(kind, text):")
+    yield '    return control("<|hint|>", f"<|{kind}|>") + turned(ids_of(text))'
+    yield from ("", "")
+    yield 'hints = hint("length", "short") + hint("words", "cake rain")'
+    yield "first = first[:-1] + hints + first[-1:]"
+    yield 'ids = write(first + turned(ids_of("The end.")))'
+    yield "print(tokenizer.decode(turned(ids[len(first) :]), skip_special_tokens=True))"
+    yield from ("```", "")
+
+
+def _chat(direction: Directions) -> Iterator[str]:
+    yield from ("## Chat", "")
+    if direction == "forward":
+        yield "The chat template renders what the model reads; it answers until `<|end|>`:"
+        yield from ("", "```python", 'messages = [{"role": "user", "content": "Who are you?"}]')
+        yield "asked = tokenizer.apply_chat_template("
+        yield "    messages, add_generation_prompt=True, return_dict=True"
+        yield ')["input_ids"]'
+        yield "print(tokenizer.decode(write(asked)[len(asked) :], skip_special_tokens=True))"
+        yield from ("```", "", *_chat_details(direction))
+        return
+    yield "You answer, it asks. The chat template renders a conversation in **reading order**: turn"
+    yield "its ids around, all of them, and they are what the model reads. `add_generation_prompt`"
+    yield "leaves out `<|start|>`, so that the model goes on with the message before, which ends at"
+    yield "the tag of its speaker:"
+    yield from ("", "```python", 'messages = [{"role": "assistant", "content": "Paris."}]')
+    yield "given = tokenizer.apply_chat_template("
+    yield "    messages, add_generation_prompt=True, return_dict=True"
+    yield ')["input_ids"]'
+    yield 'ids = write(turned(given), eos_token_id=control("<|user|>", "<|start|>"))'
+    yield "print(tokenizer.decode(turned(ids[len(given) :]), skip_special_tokens=True))"
+    yield from ("```", "")
+    yield "What the messages are about may stand in front of `<|end|>` as a hint: `<|hint|>`,"
+    yield "`<|context|>`, and its text turned around. With `<|question|>` instead, and nothing"
+    yield "behind `<|end|>`, the model writes the answer to that question, to `<|assistant|>`."
+    yield ""
+    if direction == "both":
+        yield 'With `direction="forward"` the template renders what the model reads going forward,'
+        yield "where nothing is turned around and an answer ends at `<|end|>`."
+        yield ""
+    yield from _chat_details(direction)
+
+
+def _chat_details(direction: Directions) -> Iterator[str]:
+    met = "first" if direction == "forward" else "last"
+    yield "The template's `{% generation %}` marks, and so `return_assistant_tokens_mask`, hold"
+    yield f"what the model writes, whoever says it: all but the {met} message, which it reads."
+    if direction != "forward":
+        yield "Turn the mask around with the ids."
+    yield "In the text of a message the name of a control token, such as `<|user|>`, becomes that"
+    yield "token: take such names out of what others type."
+    yield ""
+
+
+def _details(model: ModelFolder) -> Iterator[str]:
+    stop, first = ("end", "start") if model.direction == "forward" else ("start", "end")
+    yield from ("## Details", "")
+    yield f"- `eos_token_id` is `<|{stop}|>`, where the model stops; it reads `<|{first}|>` first."
+    yield "  The tokenizer adds neither. There is no BOS."
+    if model.direction == "both":
+        yield "- It was trained both ways: its very first id, `<|backward|>` or `<|forward|>`,"
+        yield "  tells it which. Without one it does not know."
+    yield "- Every line begins with a space inside the tokenizer and with none outside it, so that"
+    yield "  `The end.` has the same ids everywhere. A text to be encoded should not begin with a"
+    yield "  line break (backgpt's own tokenizer then puts no space in front, this one does)."
+    yield "- `split_special_tokens=True` keeps `<|end|>` in a text from becoming the control token."
+    yield f"- Context: {model.config.block_size:,} ids. Direction, unit, markers and the SHA-256 of"
+    yield "  the tokenizer are in `config.json`, `export.json` and what `model.safetensors` says."
+    yield ""
