@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 import backgpt
-from backgpt.api import Model
+from backgpt.api import Model, check_twins
 from backgpt.config import TrainConfig
 from backgpt.errors import UsageError
+from backgpt.order import Direction
+from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
+from tiny_models import tiny_model
 
 
 class Silent:
@@ -121,6 +124,84 @@ def test_a_model_without_hints_or_another_direction_says_so(
         model.turned()
     with pytest.raises(UsageError, match="does not run forward"):
         backgpt.load(run, direction="forward")
+
+
+def test_the_best_of_several_texts_is_one_of_them(model: Model) -> None:
+    asked = {"ending": "The end.", "max_new_tokens": 12, "seed": 5}
+    written = [text.text for text in model.write(**asked, n=6)]  # type: ignore[arg-type]
+    chosen = {}
+    for method in ("backward", "forward", "both", None):
+        texts = model.write(**asked, n=2, best_of=3, rank_by=method)  # type: ignore[arg-type]
+        assert [text.text in written[3 * n :][:3] for n, text in enumerate(texts)] == [True, True]
+        chosen[method] = [text.text for text in texts]
+    assert chosen[None] == chosen["forward"]
+    assert len({tuple(texts) for texts in chosen.values()}) > 1
+    alone = model.write(**asked, n=6, best_of=1, rank_by="forward")  # type: ignore[arg-type]
+    assert [text.text for text in alone] == written
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_twins_in_two_files_rank_as_one_model_does(model: Model, direction: Direction) -> None:
+    way = model if direction == "backward" else model.turned()
+    given = {"ending" if direction == "backward" else "opening": "The end."}
+    asked = {**given, "n": 2, "best_of": 4, "max_new_tokens": 12, "seed": 5}
+    untwinned = [text.text for text in way.write(**asked)]  # type: ignore[arg-type]
+    twinned = way.write(**asked, twin=way.turned())  # type: ignore[arg-type]
+    assert [text.text for text in twinned] == untwinned
+
+
+def test_a_model_of_one_direction_ranks_by_itself_or_with_its_twin(tokenizer: Tokenizer) -> None:
+    alone = tiny_model(tokenizer, told=False)
+    twin = tiny_model(tokenizer, told=False, direction="forward", seed=4)
+    asked = {"ending": "The end.", "n": 3, "best_of": 4, "max_new_tokens": 12, "seed": 5}
+
+    def texts(**more: object) -> list[str]:
+        return [text.text for text in alone.write(**asked, **more)]  # type: ignore[arg-type]
+
+    assert texts() == texts(rank_by="backward") != texts(twin=twin)
+    assert (
+        texts(twin=twin) == texts(twin=twin, rank_by="forward") != texts(twin=twin, rank_by="both")
+    )
+
+
+def test_texts_that_cannot_be_ranked_so_are_refused_before_any_is_written(
+    tokenizer: Tokenizer,
+) -> None:
+    alone = tiny_model(tokenizer, told=False)
+    other = Tokenizer.train(["Another text."] * 3, 300)
+    for options, words in (
+        ({"best_of": 0}, "best_of = 0"),
+        ({"rank_by": "forward"}, "rank by 'forward' takes"),
+        ({"rank_by": "both"}, "rank by 'both' takes"),
+        ({"rank_by": "sideways"}, "rank by 'sideways': choose one of"),
+        ({"twin": alone}, "both models run backward"),
+        ({"twin": tiny_model(tokenizer)}, "both models run backward"),
+        ({"twin": tiny_model(other, direction="forward")}, "different tokenizers"),
+        ({"continues": True}, "ranking is for whole texts"),
+        ({"stop": ["x"]}, "ranking is for whole texts"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            alone.write("The end.", **{"best_of": 2, **options})  # type: ignore[arg-type]
+    assert alone.engine.n_steps == 0  # type: ignore[attr-defined]
+
+
+def test_twins_run_against_each_other_with_the_same_tokenizer(tokenizer: Tokenizer) -> None:
+    backward = tiny_model(tokenizer, told=False)
+    forward = tiny_model(tokenizer, told=False, direction="forward", seed=4)
+    check_twins(backward, forward)
+    check_twins(forward, backward)
+    other = tiny_model(Tokenizer.train(["Another text."] * 3, 300), direction="forward")
+    for model, twin, words in (
+        (backward, backward, "both models run backward: give one that runs the other way"),
+        (forward, forward, "both models run forward"),
+        (backward, other, "different tokenizers, so that they do not compare"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_twins(model, twin)
+        with pytest.raises(UsageError, match=words):
+            model.bridge("One day.", "The end.", twin=twin)
+        with pytest.raises(UsageError, match=words):
+            model.surround("the dog", twin=twin)
 
 
 def test_hints_and_continues_exclude_each_other(model: Model) -> None:

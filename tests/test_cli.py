@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line on stderr, the product on stdout."""
 
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 
 import backgpt
 from backgpt.checkpoint import checkpoints
+from backgpt.cli import main
 from backgpt.cli.growing import lines_from_end
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
@@ -171,6 +173,158 @@ def test_a_bad_request_to_sample_is_one_line_and_exit_code_2(
 ) -> None:
     done = backgpt_command("sample", "--model", run, "--ending", "The end.", *flags)
     assert_refused(done, 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--ending=x", "--opening=Once", "--twin={run}"], ["does not run forward"]),
+        (
+            ["--ending=x", "--opening=Once", "--twin=stories"],
+            ["different tokenizers", "same prepared data"],
+        ),
+        (["--ending=x", "--opening="], ["the opening is empty"]),
+        (["--ending=x", "--opening=-"], ["the opening is empty"]),
+        (["--ending=x", "--opening=x", "--prompt=x"], ["--prompt cannot be had with a bridge"]),
+        (
+            ["--ending=x", "--opening=x", "--stop=x", "--continues"],
+            ["--continues, --stop cannot be had"],
+        ),
+        (["--ending=x", "--opening=x", "--order=model"], ["--order cannot be had with a bridge"]),
+        (["--ending=x", "--opening=x", "--stream"], ["--stream cannot be had with a bridge"]),
+        (
+            ["--ending=x", "--opening=x", "--best-of=2", "--rank=both"],
+            ["--rank cannot be had with a bridge"],
+        ),
+        (["--ending=x", "--opening=x", "--best-of=-1", "--num-samples=-1"], ["n = -1"]),
+        (["--ending=x", "--best-of=0"], ["best-of = 0"]),
+        (["--ending=x", "--best-of=2", "--stream"], ["--stream"]),
+        (["--ending=x", "--best-of=2", "--rank=forward"], ["rank by 'forward'", "give its twin"]),
+        (["--ending=x", "--best-of=2", "--rank=sideways"], ["sideways"]),
+        (["--ending=x", "--best-of=2", "--continues"], ["ranking is for whole texts"]),
+        (["--ending=x", "--best-of=2", "--stop=x"], ["ranking is for whole texts"]),
+        (["--ending=x", "--rank=backward"], ["--rank and --twin", "--best-of"]),
+        (["--ending=x", "--twin=stories"], ["--rank and --twin", "--best-of"]),
+        (["--ending=x", "--around=x"], ["--ending, --around exclude each other"]),
+        (["--ending=x", "--end-words=x"], ["--ending, --end-words exclude each other"]),
+        (["--ending=x", "--lines=3"], ["--lines", "give --rhyme"]),
+        (["--around="], ["the phrase is empty"]),
+        (["--around=x"], ["only runs backward", "give its twin"]),
+        (["--around=x", "--best-of=2"], ["--best-of cannot be had with --around"]),
+        (["--around=x", "--words="], ["--words cannot be had with --around"]),
+        (["--around=x", "--prompt="], ["--prompt cannot be had with --around"]),
+        (["--around=x", "--rhyme=x"], ["--around, --rhyme exclude each other"]),
+        (["--around=x", "--stream"], ["--stream cannot be had with --around"]),
+        (["--end-words=a,,b"], ["one of them is empty"]),
+        (["--end-words=a", "--length=short"], ["--length cannot be had with verse"]),
+        (["--end-words=a", "--max-new-tokens=0"], ["--max-new-tokens cannot be had with verse"]),
+        (["--end-words=a", "--twin=stories"], ["--twin cannot be had with verse"]),
+        (["--end-words=a", "--lines=2"], ["--lines", "give --rhyme"]),
+        (["--rhyme=x", "--lines=0"], ["lines = 0"]),
+        (["--opening=-", "--ending=-"], ["- reads standard input: give it once"]),
+        (["--end-words=a\udcff"], ["lone surrogate", "remove it"]),
+        (["--rhyme=a\udcff"], ["a\\udcff", "the pronouncing dictionary"]),
+    ],
+)
+def test_a_bad_request_for_another_kind_of_text_is_one_line_and_exit_code_2(
+    run: Path,
+    flags: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(SystemExit) as ended:  # in this process, which is faster
+        main(["sample", "--model", str(run), *(flag.format(run=run) for flag in flags)])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    *_, line = err.splitlines()
+    assert line.startswith("backgpt: ")
+    assert "Traceback" not in err
+    assert all(word in line for word in words), line
+
+
+# What takes both directions is tried with a built-in model, which has them.
+BOTH_WAYS = ("sample", "--seed=1", "--max-new-tokens=20")
+
+
+def test_a_bridge_has_both_texts_byte_for_byte() -> None:
+    opening, ending = "Once  there\twas a fox, ", "\n and that\nwas  all…"
+    options = [*BOTH_WAYS, "--best-of=2", "--opening", opening, "--ending", ending]
+    done = backgpt_command(*options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(opening)
+    assert done.stdout.endswith(ending + "\n")
+    assert len(done.stdout) > len(opening + ending) + 10
+    assert done.stderr == ""
+    [record] = map(json.loads, backgpt_command(*options, "--json").stdout.splitlines())
+    assert set(record) == {
+        *("text", "opening", "middle", "ending", "finish_reason", "logprob", "seed")
+    }
+    assert record["text"] + "\n" == done.stdout
+    assert record["text"] == opening + record["middle"] + ending
+    assert (record["opening"], record["ending"], record["seed"]) == (opening, ending, 1)
+
+
+def test_of_more_bridges_the_best_are_shown_and_either_way_can_write_them() -> None:
+    options = [*BOTH_WAYS, "--opening=Once there was a fox.", "--ending=-", "--json"]
+    shown = {}
+    for direction in ("backward", "forward"):
+        done = backgpt_command(
+            *options, "--direction", direction, "--num-samples=2", "--best-of=2", text="The end.\n"
+        )
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [record["ending"] for record in records] == ["The end."] * 2
+        assert records[0]["logprob"] >= records[1]["logprob"]
+        shown[direction] = [record["middle"] for record in records]
+    assert not set(shown["backward"]) & set(shown["forward"])
+
+
+def test_a_text_around_a_phrase_has_it_byte_for_byte() -> None:
+    phrase = "saw  a dög, "
+    done = backgpt_command(*BOTH_WAYS, "--around=-", "--num-samples=2", "--json", text=phrase)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 2
+    for record in records:
+        assert set(record) == {"text", "before", "phrase", "after", "complete", "seed"}
+        assert record["text"] == record["before"] + phrase + record["after"]
+        assert record["before"]
+        assert record["after"]
+    plain = backgpt_command(*BOTH_WAYS, "--around", phrase, "--num-samples=2").stdout
+    assert plain == "\n---\n".join(record["text"] for record in records) + "\n"
+
+
+def test_the_best_of_several_texts_is_one_of_them_and_who_ranks_matters() -> None:
+    options = [*BOTH_WAYS, "--ending=The end.", "--json"]
+    # Each of the two has its number, and so its randomness, from the texts that it is the best of.
+    first_eight = backgpt_command(*options, "--num-samples=8").stdout.splitlines()
+    written = [json.loads(line)["text"] for line in first_eight]
+    chosen = {}
+    for method in ("backward", "forward", None):
+        rank = ["--rank", method] if method else []
+        done = backgpt_command(*options, "--num-samples=2", "--best-of=4", *rank)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(records) == 2
+        assert "tokens_per_second" not in records[0]
+        for number, record in enumerate(records):
+            assert record["text"] in written[4 * number :][:4]
+        chosen[method] = [record["text"] for record in records]
+    assert chosen["backward"] != chosen["forward"]
+
+
+def test_verse_has_a_line_for_each_word() -> None:
+    done = backgpt_command("sample", "--end-words=night, light", "--seed=1", "--best-of=2")
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["night", "light"]
+    done = backgpt_command(
+        *("sample", "--end-words=day", "--seed=1", "--best-of=2", "--num-samples=2", "--json")
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    for record in records:
+        assert set(record) == {"text", "lines", "end_words", "logprob", "seed"}
+        assert record["lines"] == [record["text"]]
+        assert record["text"].endswith(record["end_words"][0])
+    assert records[0]["text"] != records[1]["text"]
 
 
 def test_no_ending_and_too_long_an_ending_are_refused(run: Path) -> None:

@@ -14,7 +14,7 @@ from os import PathLike
 
 from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.around import Surrounded, surround
-from backgpt.bridge import Bridge, join
+from backgpt.bridge import Bridge, join, room_for_middle
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
 from backgpt.checkpoint import read_model
@@ -26,7 +26,7 @@ from backgpt.hints import Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
 from backgpt.order import Direction, Unit
-from backgpt.rank import Method, Ranked, best_first, best_of_texts, parts_of
+from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
 from backgpt.sampling import Sampling
 from backgpt.score import Score, WordScore, score_texts, sums_written, word_scores
@@ -93,10 +93,18 @@ class Model:
         gives the same texts; without one a new one is drawn and can be read from the result.
 
         Each text is the best of `best_of` that are written, `rank_by` one direction or both (see
-        `rank`, the module); without it both where there is a `twin`, which a model that runs both
-        ways is itself, otherwise the model's own.
-        Raises UsageError if the model runs the other way or the given text does not fit.
+        `rank`, the module); without it the one that runs the other way, which finds the right text
+        most often: a `twin`, or the model itself if it runs both ways; otherwise the model's own.
+        Raises UsageError if the model runs the other way, the given text does not fit, or texts
+        cannot be ranked so.
         """
+        other = self._twin(twin) if twin or self.language.told else None
+        method = rank_by or (other or self).direction
+        check_method(method, writer=self, twin=other)
+        if best_of > 1 and (continues or stop):
+            raise UsageError(
+                "ranking is for whole texts: leave out 'best_of', or 'continues' and 'stop'"
+            )
         texts = collect(
             self.engine,
             self.language,
@@ -109,10 +117,6 @@ class Model:
         )
         if best_of == 1:
             return texts
-        if continues:
-            raise UsageError("ranking is for whole texts: leave out 'best_of', or 'continues'")
-        other = self._twin(twin) if twin or self.language.told else None
-        method = rank_by or ("both" if other else self.direction)
         groups = (texts[first : first + best_of] for first in range(0, len(texts), best_of))
         return [best_of_texts(group, method, writer=self, twin=other) for group in groups]
 
@@ -167,6 +171,8 @@ class Model:
         for name, text in (("opening", opening), ("ending", ending)):
             if not text.strip():
                 raise UsageError(f"the {name} is empty: give some words")
+        other = self._twin(twin)
+        room = room_for_middle(self, other, opening, ending)
         backward = self.direction == "backward"
         known = opening if self.takes_hints and backward else None
         texts = self.write(
@@ -175,11 +181,11 @@ class Model:
             words=words,
             length=length,
             n=n,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room if max_new_tokens is None else min(room, max_new_tokens),
             sampling=sampling,
             seed=seed,
         )
-        found = join(self, self._twin(twin), texts, opening if backward else ending)
+        found = join(self, other, texts, opening if backward else ending)
         return sorted(found, key=lambda bridge: -bridge.logprob)
 
     def surround(
@@ -249,13 +255,18 @@ class Model:
 
         The score is log p(question | answer) in nats, which only a backward model can tell: of
         messages for one tuned on conversations, otherwise of a text that begins with `question`
-        and goes on with the answer. Raises UsageError for a forward model, no answers, or a text
-        that does not fit.
+        and goes on with the answer. Raises UsageError for a forward model, no answers, an empty
+        text, or one that does not fit.
         """
         if self.direction == "forward":
             raise UsageError("a forward model cannot judge what came before: load it backward")
         if not answers:
             raise UsageError("there is no answer to rank: give some")
+        if not question.strip():
+            raise UsageError("the question is empty: give one")
+        for number, answer in enumerate(answers, start=1):
+            if not answer.strip():
+                raise UsageError(f"answer {number} of {len(answers)} is empty: leave it out")
         if self.takes_chat:
             template = self._template
             prompts = [template.before([Message("assistant", answer)]) for answer in answers]

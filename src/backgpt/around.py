@@ -1,8 +1,12 @@
 """A text around a given phrase: a backward model writes what led to it, a forward one the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from backgpt.generate import Text, collect, collect_all
+from backgpt.language import Language, Prompt
+from backgpt.order import ModelIds
 from backgpt.sampling import Sampling
 from backgpt.score import Runner
 
@@ -40,29 +44,27 @@ def surround(
 ) -> list[Surrounded]:
     """Write `n` texts around `phrase`: first to its left, then, having read that, to its right.
 
-    Each side has at most `max_new_tokens` ids; without, the left one leaves the right one half of
-    the room. Raises UsageError if the phrase is empty or does not fit.
+    Each side has at most `max_new_tokens` ids, and the left one at most half of the room. Raises
+    UsageError if the phrase does not fit.
     """
     prompt = backward.language.prompt(phrase, at_edge=False)
-    half = max((backward.engine.block_size - len(prompt.ids)) // 2, 1)
+    block_size = min(backward.engine.block_size, forward.engine.block_size)
+    half = max((block_size - len(prompt.ids)) // 2, 1)
     tried = collect(
         backward.engine,
         backward.language,
         prompt,
         n=n * TRIES,
         sampling=sampling,
-        max_new_tokens=half if max_new_tokens is None else max_new_tokens,
+        max_new_tokens=half if max_new_tokens is None else min(max_new_tokens, half),
         seed=seed,
     )
     lefts = [_first_complete(tried[number * TRIES :][:TRIES]) for number in range(n)]
     rights = collect_all(
         forward.engine,
         forward.language,
-        [
-            forward.language.prompt(left.text, at_edge=left.finish_reason == "stop")
-            for left in lefts
-        ],
-        [seed + number for number in range(n)],
+        [_prompt_after(left, backward.language, forward.language) for left in lefts],
+        [seed + 1 + number for number in range(n)],  # none that the left sides were drawn with
         sampling=sampling,
         max_new_tokens=max_new_tokens,
     )
@@ -76,6 +78,15 @@ def surround(
         )
         for left, [right] in zip(lefts, rights, strict=True)
     ]
+
+
+def _prompt_after(left: Text, backward: Language, forward: Language) -> Prompt:
+    """Return the prompt to go on from `left`, whose ids are read just as they were written."""
+    prompt = forward.prompt(left.text, at_edge=left.finish_reason == "stop")
+    written = backward.order.to_reading(left.ids)
+    phrase = backward.tokenizer.encode_fragment(left.given)
+    ids = np.concatenate((prompt.ids[: prompt.n_first], written, phrase))
+    return replace(prompt, ids=ModelIds(ids.astype(np.int64)))
 
 
 def _first_complete(texts: list[Text]) -> Text:

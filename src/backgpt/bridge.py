@@ -15,13 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backgpt.generate import FinishReason, Text
-from backgpt.language import Language
-from backgpt.order import IdArray, ReadingIds, RightwardDecoder
-from backgpt.score import Runner, sums_written
+from backgpt.errors import UsageError
+from backgpt.generate import FinishReason, Text, Writer
+from backgpt.language import Language, Parts
+from backgpt.order import IdArray, ModelIds, ReadingIds
+from backgpt.score import Runner, context_size, sums_written
+from backgpt.tokenizer import WHITE_SPACE
 
-ACROSS = 10  # ids on the far side of a seam that are scored
+ACROSS = 10  # ids behind a seam that are scored
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
+
+Row = tuple[ModelIds, ModelIds]
+"""What is given and what is written, in model order."""
 
 
 @dataclass(frozen=True)
@@ -48,71 +53,99 @@ class Bridge:
         return self.opening + self.middle + self.ending
 
 
+def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -> int:
+    """Return how many ids a middle can have so that both models can be asked about the whole.
+
+    Raises UsageError if it can have none.
+    """
+    tokenizer = writer.language.tokenizer
+    given = len(tokenizer.encode(opening)) + len(tokenizer.encode_fragment(ending))
+    # The marker that is written last is not read.
+    most = min(context_size(one.engine, one.language) for one in (writer, reader)) - 1
+    if given >= most:
+        raise UsageError(
+            f"the opening and the ending are {given} ids long, the models read at most {most} "
+            "with what is between them: give shorter ones"
+        )
+    return most - given
+
+
 def join(writer: Runner, reader: Runner, texts: Sequence[Text], far: str) -> list[Bridge]:
     """Join each of `texts`, that `writer` wrote from one given text, to the other one, `far`.
 
     `reader` runs the other way. Of the places between two words that the reader likes best, a text
     is cut at the one with the greatest sum of the writer's log p of `far` and its marker, and the
-    reader's of the first ids behind the seam. Raises UsageError if a text does not fit.
+    reader's of the first ids behind the seam. Raises UsageError if a text does not fit; one of at
+    most `room_for_middle` ids does.
     """
     cuttings = [_Cutting(writer.language, text, far) for text in texts]
-    seams = [(number, place) for number, one in enumerate(cuttings) for place in one.places]
-    read = [
-        reader.language.row(*cuttings[number].around(place), to_the_edge=False)
-        for number, place in seams
+    read, write = reader.language.row, writer.language.row
+    across = [[read(*one.around(p), to_the_edge=False) for p in one.places] for one in cuttings]
+    liked = [
+        sorted(zip(values, one.places, strict=True), key=lambda value: -value[0])[:CONSIDERED]
+        for one, values in zip(cuttings, _likings(reader, across), strict=True)
     ]
-    liked: list[list[tuple[float, int]]] = [[] for _ in cuttings]
-    for (number, place), logprob in zip(seams, sums_written(reader, read), strict=True):
-        liked[number].append((logprob, place))
-    best_liked = [sorted(places, key=lambda one: -one[0])[:CONSIDERED] for places in liked]
-    considered = [(number, *one) for number, places in enumerate(best_liked) for one in places]
-    written = [
-        writer.language.row(*cuttings[number].at_far(place)) for number, _, place in considered
+    at_far = [
+        [write(*one.at_far(place)) for _, place in places]
+        for one, places in zip(cuttings, liked, strict=True)
     ]
-    best: list[tuple[float, int]] = [(-np.inf, 0)] * len(cuttings)
-    for (number, across, place), logprob in zip(
-        considered, sums_written(writer, written), strict=True
-    ):
-        best[number] = max(best[number], (across + logprob, place))
-    given = [
-        reader.language.row(*cutting.at_given(place))
-        for cutting, (_, place) in zip(cuttings, best, strict=True)
+    best = [
+        max((own + others, place) for own, (others, place) in zip(values, places, strict=True))
+        for values, places in zip(_sums(writer, at_far), liked, strict=True)
     ]
-    ends = sums_written(reader, given)
+    at_given = [read(*one.at_given(place)) for one, (_, place) in zip(cuttings, best, strict=True)]
     return [
-        cutting.bridge(place, logprob + end)
-        for cutting, (logprob, place), end in zip(cuttings, best, ends, strict=True)
+        one.bridge(place, logprob + end)
+        for one, (logprob, place), end in zip(
+            cuttings, best, sums_written(reader, at_given), strict=True
+        )
     ]
+
+
+def _likings(reader: Runner, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
+    """Return log p in nats of `ACROSS` ids that are as likely as the written ones of each row.
+
+    There are fewer where the given text is near, and such a place would be liked for that alone.
+    """
+    return [
+        [ACROSS * value / len(written) for value, (_, written) in zip(values, of_text, strict=True)]
+        for values, of_text in zip(_sums(reader, rows), rows, strict=True)
+    ]
+
+
+def _sums(runner: Runner, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
+    """Do as `sums_written` for the rows of several texts together."""
+    found = iter(sums_written(runner, [row for of_text in rows for row in of_text]))
+    return [[next(found) for _ in of_text] for of_text in rows]
 
 
 class _Cutting:
-    """A written text, and what it would be if it were cut and the other text put in its place."""
+    """A written text, and what it would be if it were cut and the other text put in its place.
+
+    `places`, at least one, are between two words: before the id with that number in reading order.
+    """
 
     def __init__(self, language: Language, text: Text, far: str) -> None:
-        tokenizer = language.tokenizer
-        self._text, self._far = text, far
+        self._language, self._text = language, text
         self._leftward = language.direction == "backward"
+        self._opening, self._ending = (far, text.given) if self._leftward else (text.given, far)
+        tokenizer = language.tokenizer
+        # A space at the end of an opening put there is the one that the next word begins with.
+        opening = self._opening.removesuffix(" ") if self._leftward else self._opening
+        self._opening_ids = tokenizer.encode(opening)
+        self._ending_ids = tokenizer.encode_fragment(self._ending)
         self._ids = language.order.to_reading(text.ids)
-        self._bytes = [tokenizer.token_bytes[int(id_)] for id_ in self._ids]
-        self._before = _lengths_before(self._bytes, after="" if self._leftward else text.given)
-        opening, ending = (far, text.given) if self._leftward else (text.given, far)
-        # The middle brings white space of its own, which has to be that of the opening's edge.
-        self._edge = opening[len(opening.rstrip(" \n")) :] if opening.strip(" \n") else ""
-        self._opening_ids = tokenizer.encode(opening.removesuffix(self._edge))
-        self._ending_ids = tokenizer.encode_fragment(ending)
-        self._opening, self._ending = opening, ending
-        starts = np.flatnonzero(tokenizer.starts_group[self._ids])
-        self.places = self._fitting([int(place) for place in starts])
+        self.places = self._between_words()
 
-    def at_far(self, place: int) -> tuple[ReadingIds, ReadingIds]:
+    def at_far(self, place: int) -> Parts:
         """Return the text that is cut at `place` in two parts that meet at the seam."""
         return self._after_opening(place) if self._leftward else self._before_ending(place)
 
-    def at_given(self, place: int) -> tuple[ReadingIds, ReadingIds]:
+    def at_given(self, place: int) -> Parts:
         """Return the text that is cut at `place` in two parts that meet at the given text."""
         return self._before_ending(place) if self._leftward else self._after_opening(place)
 
-    def around(self, place: int) -> tuple[ReadingIds, ReadingIds]:
+    def around(self, place: int) -> Parts:
         """Return the text that was put there and the first ids behind it, in reading order."""
         before, after = self.at_far(place)
         if self._leftward:
@@ -123,49 +156,69 @@ class _Cutting:
         """Return the text that is cut at `place`."""
         return Bridge(
             opening=self._opening,
-            middle=self._middle(place).removeprefix(self._edge),
+            middle=self._middle(place),
             ending=self._ending,
             logprob=logprob,
             seed=self._text.seed,
             finish_reason=self._text.finish_reason,
         )
 
-    def _after_opening(self, place: int) -> tuple[ReadingIds, ReadingIds]:
+    def _after_opening(self, place: int) -> Parts:
         return self._opening_ids, _joined(self._kept(place), self._ending_ids)
 
-    def _before_ending(self, place: int) -> tuple[ReadingIds, ReadingIds]:
+    def _before_ending(self, place: int) -> Parts:
         return _joined(self._opening_ids, self._kept(place)), self._ending_ids
 
-    def _kept(self, place: int) -> IdArray:
-        return self._ids[place:] if self._leftward else self._ids[:place]
+    def _kept(self, place: int) -> ReadingIds:
+        return ReadingIds(self._ids[place:] if self._leftward else self._ids[:place])
 
-    def _fitting(self, starts: list[int]) -> list[int]:
-        """Return the places, of all that begin a word, that leave a middle; at least one."""
-        last = len(self._ids)
-        if not self._leftward:
-            return [place for place in starts if place] or [last]
-        places = [p for p in starts if p < last and self._middle(p).startswith(self._edge)]
-        return places or starts or [last]
+    def _between_words(self) -> list[int]:
+        """Return the places that leave a middle, or the one that leaves none.
+
+        White space that the other text has at its edge is all that stands at the seam.
+        """
+        starts = np.flatnonzero(self._language.tokenizer.starts_group[self._ids])
+        places, last = [int(place) for place in starts], len(self._ids)
+        if self._leftward:
+            if self._opening.endswith((" ", "\n")):
+                places = [place for place in places if self._bytes(place).startswith(b" ")]
+            return places or [last]
+        if self._text.finish_reason == "stop":  # otherwise the last word may not be whole
+            places.append(last)
+        places = [place for place in places if place]
+        if self._ending.startswith((" ", "\n")):
+            places = [p for p in places if self._bytes(p - 1)[-1] not in WHITE_SPACE]
+        return places or [0]
+
+    def _bytes(self, place: int) -> bytes:
+        return self._language.tokenizer.token_bytes[int(self._ids[place])]
 
     def _middle(self, place: int) -> str:
-        """Return the text between opening and ending, with the white space at both edges."""
-        text = self._text.text
-        if not self._leftward:
-            written = text[len(self._opening) :][: self._before[place]]
-            joins_on = self._ending[:1] in (" ", "\n") or (self._opening + written).endswith("\n")
-            return written if joins_on else written + " "
-        kept = text[self._before[place] : len(text) - len(self._ending)]
-        begins = self._bytes[place][:1] if place < len(self._bytes) else b" "
-        return f" {kept}" if begins == b" " and kept[:1] != " " else kept
+        """Return all between the opening and the ending, the white space at both edges included."""
+        kept = self._kept(place)
+        if self._leftward:
+            whole = self._written(kept, self._opening_ids)
+            if whole.startswith(self._opening):
+                return whole.removeprefix(self._opening)
+        else:
+            whole = self._written(kept, self._ending_ids)
+            if whole.endswith(self._ending):
+                return whole.removesuffix(self._ending)
+        # White space of the two has become one, or the tokenizer loses some.
+        middle = self._written(kept)
+        before, after = (self._opening, middle) if self._leftward else (middle, self._ending)
+        space = "" if before[-1:].isspace() or after[:1].isspace() else " "
+        return space + middle if self._leftward else middle + space
 
-
-def _lengths_before(pieces: Sequence[bytes], *, after: str) -> list[int]:
-    """Return how many characters stand before each of `pieces`, and before the end."""
-    decoder = RightwardDecoder(after=after)
-    lengths = [0]
-    for piece in pieces:
-        lengths.append(lengths[-1] + len(decoder.push(piece)))
-    return lengths
+    def _written(self, *parts: ReadingIds) -> str:
+        """Return the text that these ids make next to the given one, as the model writes them."""
+        language = self._language
+        writer = Writer(language, language.prompt(self._text.given, at_edge=True))
+        for ids in parts:
+            for id_ in language.order.to_model(ids):
+                writer.push(int(id_))
+        writer.finish("stop")
+        return writer.written
 
 
 def _joined(first: IdArray, second: IdArray) -> ReadingIds:

@@ -15,19 +15,18 @@ Unsupervised Feedback to LLMs").
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from backgpt.errors import UsageError
 from backgpt.generate import Text
-from backgpt.order import ModelIds, ReadingIds
-from backgpt.score import Runner, sums_written
+from backgpt.language import Parts
+from backgpt.order import ModelIds
+from backgpt.score import Runner, context_size, sums_written
 from backgpt.tokenizer import Tokenizer
 
 Method = Literal["backward", "forward", "both"]
-Parts = tuple[ReadingIds, ReadingIds]
-"""A text in two parts, in reading order."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,30 @@ class Ranked:
     score: float
 
 
+def check_method(method: Method, *, writer: Runner, twin: Runner | None) -> None:
+    """Raise UsageError for an unknown method, or one that needs a `twin` where there is none."""
+    if method not in get_args(Method):
+        raise UsageError(f"rank by {method!r}: choose one of {', '.join(get_args(Method))}")
+    if twin is None and method != writer.language.direction:
+        raise UsageError(
+            f"to rank by {method!r} takes a model that runs the other way: give its twin, or rank "
+            f"by {writer.language.direction!r}"
+        )
+
+
 def goodness(
     texts: Sequence[Parts], method: Method, *, writer: Runner, twin: Runner | None
 ) -> list[float]:
     """Return how well the parts of each text go together, in nats; the greater the better.
 
-    Texts share the part that the `writer` is given. Raises UsageError for a method that needs a
-    `twin` where there is none, or a text that does not fit.
+    Texts share the part that the `writer` is given. Raises UsageError as `check_method`, and for a
+    text that does not fit.
     """
-    if method == writer.language.direction:
+    check_method(method, writer=writer, twin=twin)
+    if twin is None or method == writer.language.direction:
         rows = [writer.language.row(*parts) for parts in texts]
         own = sums_written(writer, rows)
         return [value / len(written) for value, (_, written) in zip(own, rows, strict=True)]
-    if twin is None:
-        raise UsageError(
-            f"to rank by {method!r} takes a model that runs the other way: give its twin, or rank "
-            f"by {writer.language.direction!r}"
-        )
     reverse = sums_written(twin, [twin.language.row(*parts) for parts in texts])
     if method != "both":
         return reverse
@@ -74,10 +80,14 @@ def best_of_texts(
 ) -> Text:
     """Return the best of `texts` that `writer` wrote from one given text.
 
-    One that reached its edge comes before one that was cut; what fills the context is not judged.
+    One that reached its edge comes before one that was cut; what fills the context is not judged,
+    and if all do, the first is taken. Raises UsageError as `check_method`.
     """
+    check_method(method, writer=writer, twin=twin)
     rows = [(text, _parts_of_written(writer, text)) for text in texts]
-    room = writer.engine.block_size - len(writer.language.lead) - 1
+    runners = [writer] if twin is None else [writer, twin]
+    # The marker that is written last is not read.
+    room = min(context_size(one.engine, one.language) for one in runners) - 1
     fitting = [(text, parts) for text, parts in rows if sum(map(len, parts)) <= room]
     whole = [row for row in fitting if row[0].finish_reason == "stop"]
     judged = whole or fitting

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backgpt.hints import Hints, Length
 
 BEST_OF = 8  # bridges, or lines of verse, that are written for one that is kept
+LINES = 4  # that rhyme
 
 Kind = Literal["text", "bridge", "around", "verse"]
 
@@ -53,7 +54,9 @@ def sample(
     rhyme: Annotated[
         str | None, Option(help="Write --lines lines that rhyme with this word (extra 'rhyme').")
     ] = None,
-    lines: Annotated[int, Option(help="How many lines --rhyme writes.")] = 4,
+    lines: Annotated[
+        int | None, Option(help="How many lines --rhyme writes; 4 if none is given.")
+    ] = None,
     words: Annotated[
         str | None, Option(help="Words that should occur, with commas between: cake,dog.")
     ] = None,
@@ -78,7 +81,7 @@ def sample(
     ] = None,
     rank: Annotated[
         Literal["backward", "forward", "both"] | None,
-        Option(help="Who says which is best: one way of the model, or both."),
+        Option(help="Who says which is best; the way that the model does not run if not given."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens to write; the context is the limit otherwise.")
@@ -130,23 +133,39 @@ def sample(
     occur and how long the text should be.
     """
     kind = _kind(ending=ending, opening=opening, around=around, end_words=end_words, rhyme=rhyme)
-    if stream and (num_samples > 1 or as_json or order == "model" or best_of or kind != "text"):
+    if num_samples < 1:
+        raise UsageError(f"n = {num_samples}: ask for at least 1 text")
+    if best_of is not None and best_of < 1:
+        raise UsageError(f"best-of = {best_of}: it must be 1 or more")
+    if lines is not None and lines < 1:
+        raise UsageError(f"lines = {lines}: it must be 1 or more")
+    if kind != "text":
+        _refuse(
+            kind,
+            prompt=prompt,
+            order=order if order == "model" else None,
+            continues=continues or None,
+            stop=stop,
+            rank=rank,
+            stream=stream or None,
+        )
+    if stream and (num_samples > 1 or best_of or as_json or order == "model"):
         raise UsageError(
             "--stream shows one text from one given: leave out --num-samples, --best-of, --json "
             "and --order"
         )
     if as_json and order == "model":
         raise UsageError("--json has the text in reading order: leave out --order")
-    if kind != "text":
-        _refuse(kind, prompt=prompt, order=order == "model", continues=continues, stop=stop)
     if kind in ("around", "verse"):
         _refuse(kind, words=words, length=length)
     if kind == "verse":
         _refuse(kind, max_new_tokens=max_new_tokens, twin=twin)
     if kind == "around":
         _refuse(kind, best_of=best_of)
-    if rank is not None and (kind != "text" or best_of is None):
-        raise UsageError("--rank says which of the texts of --best-of is best: give --best-of")
+    if lines is not None and rhyme is None:
+        raise UsageError("--lines says how many lines rhyme: give --rhyme, or leave it out")
+    if kind == "text" and best_of is None and (rank is not None or twin is not None):
+        raise UsageError("--rank and --twin choose among the texts of --best-of: give it as well")
     sampling = sampling_from(
         temperature=temperature,
         top_k=top_k,
@@ -190,7 +209,7 @@ def sample(
     if kind == "verse":
         given = list(_split(end_words))
         if rhyme is not None:
-            given = loaded.rhyming_words(rhyme, lines, seed=seed)
+            given = loaded.rhyming_words(rhyme, LINES if lines is None else lines, seed=seed)
         verses = loaded.verse(given, n=num_samples, candidates=best_of or BEST_OF, **common)
         print_texts(map(record_of_verse, verses), as_json=as_json)
         return
@@ -241,7 +260,7 @@ def _kind(**given: str | None) -> Kind:
 
 def _refuse(kind: Kind, **given: Any) -> None:
     """Raise UsageError for options that do not go with a kind of text."""
-    named = [name for name, value in given.items() if value]
+    named = [name for name, value in given.items() if value is not None]
     if named:
         what = {"bridge": "a bridge", "around": "--around", "verse": "verse"}[kind]
         raise UsageError(f"{_flags(named)} cannot be had with {what}: leave it out")
