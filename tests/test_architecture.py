@@ -14,6 +14,8 @@ FLOORS = {
     0: {"errors", "shape", "messages", "config", "order", "files", "manifest", "intervals"},
     1: {
         "tokenizer",
+        "foreign_tokenizer",
+        "sentencepiece_model",
         "hints",
         "language",
         "chat",
@@ -31,6 +33,7 @@ FLOORS = {
         "card",
         "card_text",
         "builtin",
+        "hub",
         "sampling",
         "slices",
         "running",
@@ -50,8 +53,13 @@ FLOORS = {
         "engines",
         "run_folder",
         "training_data",
+        "unreverse",
     },
     4: {
+        "convert",
+        "foreign_model",
+        "foreign_folder",
+        "smolgpt_checkpoint",
         "run",
         "train",
         "api",
@@ -63,11 +71,15 @@ FLOORS = {
         "evaluate_twins",
         "report_card",
         "arrow",
+        "export",
+        "export_text",
+        "export_gguf",
     },
     5: {"cli", "server", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 TORCH_USERS = {"kernels", "model", "optim", "devices", "run", "train"}
+TORCH_ENGINES = {"torch_engine.py", "smolgpt_engine.py", "transformers_engine.py"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -145,7 +157,7 @@ def test_only_torch_modules_import_torch_at_the_top() -> None:
         }
         names |= {node.module or "" for node in body if isinstance(node, ast.ImportFrom)}
         if any(name.split(".")[0] == "torch" for name in names):
-            assert module_of(path) in TORCH_USERS or path.name == "torch_engine.py", path
+            assert module_of(path) in TORCH_USERS or path.name in TORCH_ENGINES, path
 
 
 def loaded_by(statement: str, *suspects: str) -> set[str]:
@@ -174,8 +186,9 @@ def test_help_loads_neither_torch_nor_pydantic_nor_numpy() -> None:
 
 
 def test_running_a_model_loads_nothing_that_reads_settings_or_downloads() -> None:
-    suspects = ("torch", "pydantic", "urllib.request", "importlib.metadata")
+    suspects = ("torch", "pydantic", "urllib.request", "importlib.metadata", "huggingface_hub")
     assert not loaded_by("import backgpt.api", *suspects)
+    assert not loaded_by("import backgpt; backgpt.load(threads=1)", "huggingface_hub")
 
 
 def test_preparing_and_the_text_side_of_generation_load_no_torch() -> None:

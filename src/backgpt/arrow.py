@@ -6,11 +6,11 @@ gone on with when the same is asked again:
 
     OUT/data/               what `prepare` made; OUT/flipped/ the same, read from its end
     OUT/runs/backward-1/    a run of `train` for each direction and seed
-    OUT/report.json, report.md, report.png
+    OUT/report.json, report.md, report.png; flipped.json, ... of the texts read from their ends
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import islice
@@ -19,8 +19,9 @@ from typing import Any
 
 from backgpt.api import Model, load
 from backgpt.checkpoint import checkpoints, read_checkpoint
-from backgpt.config import TrainConfig, build
+from backgpt.config import TrainConfig, build, read_toml
 from backgpt.controls import CONTROLS, flip_dataset
+from backgpt.devices import choose_device
 from backgpt.errors import ConfigError, DataError
 from backgpt.files import write_whole
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
@@ -29,14 +30,16 @@ from backgpt.prepare import prepare
 from backgpt.quantize import count_parameters
 from backgpt.report import ArrowReport, Twins
 from backgpt.run import Reporter
+from backgpt.run_folder import SETTINGS, check_same_run
 from backgpt.score import Score, score_ids
 from backgpt.shards import Dataset, open_dataset
-from backgpt.train import train
+from backgpt.train import ALONE, train
 
 DATA, FLIPPED = "data", "flipped"
 CONTROL_TEXTS, CONTROL_SEED = 20_000, 0
 VALID_FRACTION = 0.02  # of the documents, where the source has no validation set
 INTERVAL_SEED = 0  # of the bootstrap
+BY_CONTEXT = 500  # texts, the first ones, on which the gap by context is measured
 DEFAULTS: dict[str, Any] = {
     "preset": "pico",
     "max_steps": 1000,
@@ -53,7 +56,8 @@ class ArrowJob:
 
     `source` is one of `prepare`'s or a control (see `controls`). With `flip` every document is
     read from its end, its markers exchanged: the gap then has the other sign, exactly so where no
-    document is longer than the context. `settings` are those of `TrainConfig`.
+    document is longer than the context. `settings` are those of `TrainConfig`. The gap is measured
+    on the first `limit` validation texts.
     """
 
     source: str
@@ -67,13 +71,7 @@ class ArrowJob:
     settings: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
 
-def arrow(
-    job: ArrowJob,
-    *,
-    report: Reporter,
-    on_prepare: Callable[[str, int, int], None] | None = None,
-    workers: int | None = None,
-) -> ArrowReport:
+def arrow(job: ArrowJob, *, report: Reporter, workers: int | None = None) -> ArrowReport:
     """Train the twins of `job`, or what is missing of them, and return what was measured.
 
     Raises ConfigError, DataError or CorruptFileError if settings or source do not fit, and as
@@ -86,18 +84,23 @@ def arrow(
         for seed in job.seeds
         for direction in DIRECTIONS
     }
-    dataset = _dataset(job, on_prepare, workers)
-    if not dataset.valid:
-        raise DataError(f"{job.source} left no text to validate on: give more, or a valid source")
+    for config in configs.values():
+        _check(config, job)
+    report.notice(f"preparing {job.source}")
+    dataset = _dataset(job, workers)
+    n_valid = len(range(sum(map(len, dataset.valid)))[: job.limit])
+    if n_valid < 2:
+        raise DataError(
+            f"{job.source} has {n_valid} texts to validate on, an interval takes at least 2: give "
+            "more, or a source to validate on"
+        )
     for (direction, seed), config in configs.items():
         report.notice(f"training {direction}, seed {seed}")
         train(config, report=report)
     return _measure(job, configs, dataset)
 
 
-def _dataset(
-    job: ArrowJob, on_prepare: Callable[[str, int, int], None] | None, workers: int | None
-) -> Dataset:
+def _dataset(job: ArrowJob, workers: int | None) -> Dataset:
     """Return what the twins are trained on, prepared if it is not yet there."""
     spec, field_ = job.source, job.field
     if job.source in CONTROLS:
@@ -111,7 +114,6 @@ def _dataset(
         valid_fraction=VALID_FRACTION,
         field=field_,
         workers=workers,
-        progress=on_prepare,
     )
     dataset = open_dataset(job.out / DATA)
     return flip_dataset(dataset, job.out / FLIPPED) if job.flip else dataset
@@ -137,7 +139,32 @@ def _config(job: ArrowJob, direction: Direction, seed: int) -> TrainConfig:
     for key in own:
         if key in job.settings:
             raise ConfigError(f"{key} is not for the twins: arrow sets it itself")
-    return build(TrainConfig, {**DEFAULTS, **job.settings, **own}, origin="arrow")
+    values = {**DEFAULTS, **job.settings, **own}
+    if "epochs" in job.settings and "max_steps" not in job.settings:
+        del values["max_steps"]
+    return build(TrainConfig, values, origin="arrow")
+
+
+def _check(config: TrainConfig, job: ArrowJob) -> None:
+    """Refuse what can be known to be wrong before anything is prepared.
+
+    `train` goes on with another number of steps. Here that is refused, because the learning rate
+    has followed the first one, and the twins would not be those that were asked for.
+    """
+    if job.flip and (config.unit != "token" or config.hints):
+        raise ConfigError("flipped texts are for unit = token without hints: leave out both")
+    config.shape(job.vocab_size)
+    choose_device(config.device, ALONE)
+    check_same_run(config)
+    file = config.out / SETTINGS
+    before = build(TrainConfig, read_toml(file), origin=str(file)) if file.is_file() else config
+    for key in ("max_steps", "epochs"):
+        old, new = getattr(before, key), getattr(config, key)
+        if old != new:
+            raise ConfigError(
+                f"{config.out} was started with {key} = {old}, not {new}: give the same settings "
+                "to go on, or another --out to start anew"
+            )
 
 
 def _measure(
@@ -149,19 +176,21 @@ def _measure(
     folders = {key: checkpoints(config.out)[-1] for key, config in configs.items()}
     models = {key: load(folder) for key, folder in folders.items()}
 
-    def scores(model: Model, context: int | None) -> list[Score]:
-        return score_ids(model.engine, model.language, documents, sizes, context=context)
+    def scores(model: Model, n: int, context: int | None) -> list[Score]:
+        texts, bytes_of = documents[:n], sizes[:n]
+        return score_ids(model.engine, model.language, texts, bytes_of, context=context)
 
-    def pairs(context: int | None = None) -> list[TwinScores]:
+    def pairs(n: int, context: int | None = None) -> list[TwinScores]:
         return [
             TwinScores(
-                backward=scores(models["backward", seed], context),
-                forward=scores(models["forward", seed], context),
+                backward=scores(models["backward", seed], n, context),
+                forward=scores(models["forward", seed], n, context),
             )
             for seed in job.seeds
         ]
 
-    whole = pairs()
+    whole = pairs(len(documents))
+    most = max(score.n_tokens for score in whole[0].backward)
     first = models["backward", job.seeds[0]]
     read = read_checkpoint(folders["backward", job.seeds[0]])
     loss = twin_loss(whole, seed=INTERVAL_SEED)
@@ -178,6 +207,10 @@ def _measure(
             for seed, pair in zip(job.seeds, whole, strict=True)
         ),
         by_context=tuple(
-            gap_by_context(pairs, longest=first.config.block_size, seed=INTERVAL_SEED)
+            gap_by_context(
+                lambda context: pairs(BY_CONTEXT, context),
+                longest=min(first.config.block_size, most),
+                seed=INTERVAL_SEED,
+            )
         ),
     )

@@ -172,7 +172,8 @@ def _measured(measures: Measures, *, hints: bool) -> Iterator[str]:
     yield f"{measures.generated.texts} samples from {measures.endings} endings at the default"
     yield f"settings, beside {measures.human.texts} human texts:"
     yield from ("", "| | generated | human |", "|---|---:|---:|")
-    for label, generated, human in statistics_rows(measures.generated, measures.human):
+    rows = statistics_rows(measures.generated, measures.human, known_from="the training texts")
+    for label, generated, human in rows:
         yield f"| {label} | {generated} | {human} |"
     yield ""
     if hints and measures.obedience:
@@ -184,11 +185,16 @@ def _measured(measures: Measures, *, hints: bool) -> Iterator[str]:
         yield ""
 
 
-def statistics_rows(generated: Statistics, human: Statistics) -> Iterator[tuple[str, str, str]]:
-    """Yield a label and both figures; a figure that was not measured is a dash."""
+def statistics_rows(
+    generated: Statistics, human: Statistics, *, known_from: str
+) -> Iterator[tuple[str, str, str]]:
+    """Yield a label and both figures; a figure that was not measured is a dash.
+
+    `known_from` says which texts the known words were taken from.
+    """
     for label, name, form in (
         ("reach the edge of the text", "reached_edge", ".1%"),
-        ("words that occur in the training texts", "known_words", ".2%"),
+        (f"words that occur in {known_from}", "known_words", ".2%"),
         ("texts with a 4-gram three times or more", "repeating", ".1%"),
         ("distinct trigrams", "distinct_3", ".3f"),
         ("mean words", "mean_words", ".1f"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from backgpt.order import ReadingIds, flipped
 from backgpt.shards import TOKENIZER_FILE, Dataset, Shard, open_dataset, write_shard
@@ -39,10 +40,10 @@ def reversible(seed: int) -> Iterator[str]:
     steps = np.cumsum(weights / totals[:, None], axis=1)
     while True:
         length = int(random.integers(LENGTHS[0], LENGTHS[1] + 1))
-        symbols = [int(np.searchsorted(begin, random.random()))]
+        symbols = [_drawn(begin, random)]
         while len(symbols) < length:
-            symbols.append(int(np.searchsorted(steps[symbols[-1]], random.random())))
-        yield " ".join(_word(min(symbol, SYMBOLS - 1), 0) for symbol in symbols)
+            symbols.append(_drawn(steps[symbols[-1]], random))
+        yield " ".join(_word(symbol, 0) for symbol in symbols)
 
 
 def one_way(seed: int) -> Iterator[str]:
@@ -67,28 +68,33 @@ CONTROLS: dict[str, Callable[[int], Iterator[str]]] = {
 """Name of a control -> its texts, given a seed."""
 
 
+def _drawn(cumulated: npt.NDArray[np.float64], random: np.random.Generator) -> int:
+    """Return a symbol, given the chance of it or one before it, (SYMBOLS,)."""
+    return min(int(np.searchsorted(cumulated, random.random())), SYMBOLS - 1)  # the sum may round
+
+
 def _word(symbol: int, vowel: int) -> str:
     return _CONSONANTS[symbol] + _VOWELS[vowel]
 
 
 def flip_dataset(dataset: Dataset, out: Path) -> Dataset:
-    """Write `dataset` read from its end to the folder `out`, or what is missing; return it.
+    """Write `dataset` read from its end to the folder `out`, in place of one there; return it.
 
     The ids of every document run the other way, and those of `<|start|>` and `<|end|>` change
     places: a forward model meets in it what a backward one meets in `dataset`, id by id.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for shard_path in out.glob("*.bin"):  # perhaps of another dataset
+        shard_path.unlink()
     tokenizer = dataset.tokenizer.with_markers_exchanged()
     tokenizer.save(out / TOKENIZER_FILE)
     for shard in (*dataset.train, *dataset.valid):
-        path = out / shard.path.name
-        if not path.is_file():
-            write_shard(
-                path,
-                _flipped_documents(shard),
-                tokenizer_sha256=tokenizer.sha256,
-                vocab_size=tokenizer.vocab_size,
-            )
+        write_shard(
+            out / shard.path.name,
+            _flipped_documents(shard),
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+        )
     return open_dataset(out)
 
 

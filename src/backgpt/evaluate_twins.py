@@ -16,16 +16,17 @@ from backgpt.bridge import ACROSS
 from backgpt.errors import DataError
 from backgpt.evaluate import Sample, last_sentence
 from backgpt.hints import words_of
-from backgpt.intervals import Estimate, over_documents
+from backgpt.intervals import Estimate, of_share, over_documents
+from backgpt.order import ReadingIds
 from backgpt.rank import Method, goodness, parts_of
 from backgpt.report import Bridged, Fidelity, Reranked, Seams, Speed
+from backgpt.score import context_size
 
 CANDIDATES = 8  # beginnings that are ranked, one of them true
 SPEED_TOKENS = 128
 SPEED_TEXTS = 64
 
 _SENTENCE_END = re.compile(r"[.!?][\"']?(?=\s)")
-
 
 Given = Literal["half", "sentence"]
 
@@ -62,8 +63,9 @@ def measure_fidelity(
 ) -> Fidelity:
     """Return how well endings fit the `samples` written toward them, by the forward `twin`.
 
-    Of the samples, the first for each ending that is the last sentence of one of `texts`. Raises
-    DataError if there are fewer than two.
+    Of the samples, the first for each ending that is the last sentence of one of `texts`. Of what
+    stands before an ending, `twin` reads as much as fits, from its end. Raises DataError if there
+    are fewer than two such endings.
     """
     authors = {last_sentence(text): text for text in texts}
     first: dict[str, Sample] = {}
@@ -71,15 +73,15 @@ def measure_fidelity(
         if sample.ending in authors:
             first.setdefault(sample.ending, sample)
     endings = list(first)
-    if len(endings) < 2:
-        raise DataError("there are fewer than two endings of held-out texts: ask for more")
+    room = context_size(twin.engine, twin.language) - 1  # beside the marker that is read
     written = [first[ending].text.text.removesuffix(ending) for ending in endings]
     human = [authors[ending].removesuffix(ending) for ending in endings]
     others = [*human[1:], human[0]]
 
     def surprise(beginnings: Sequence[str]) -> Estimate:
         parts = [parts_of(twin.tokenizer, *pair) for pair in zip(beginnings, endings, strict=True)]
-        own = goodness(parts, "forward", writer=twin, twin=None)
+        read = [(ReadingIds(b[max(len(b) + len(e) - room, 0) :]), e) for b, e in parts]
+        own = goodness(read, "forward", writer=twin, twin=None)
         return over_documents([-value for value in own], seed=seed)
 
     return Fidelity(
@@ -91,21 +93,32 @@ def measure_fidelity(
     )
 
 
+def halves_of(model: Model, twin: Model, texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the halves of `texts`, but for those of one sentence and those that do not fit.
+
+    Of several that begin alike, which nobody could tell apart, there is one. Raises DataError if
+    there are too few to rank.
+    """
+    longest = (min(model.engine.block_size, twin.engine.block_size) - 4) // 2
+    encode = model.tokenizer.encode
+    cuts = {cut[0]: cut for cut in map(cut_in_half, texts) if cut is not None}
+    halves = [cut for cut in cuts.values() if max(len(encode(half)) for half in cut) <= longest]
+    if len(halves) < CANDIDATES:
+        raise DataError(
+            f"{len(halves)} of {len(texts)} texts can be cut in half and read, and ranking takes "
+            f"{CANDIDATES}: give more"
+        )
+    return halves
+
+
 def measure_reranking(
-    model: Model, twin: Model, texts: Sequence[str], *, given: Given, seed: int
+    model: Model, twin: Model, halves: Sequence[tuple[str, str]], *, given: Given, seed: int
 ) -> tuple[Reranked, ...]:
     """Return how often the true beginning of a text is ranked first among several, by each method.
 
-    Beginnings are first halves; the others are those of other texts, drawn by `seed`. What is
-    `given` is the second half of the text, or its last sentence. Texts of one sentence are left
-    out. Raises DataError if there are not enough.
+    Beginnings are first `halves`; the others are those of other texts, drawn by `seed`. What is
+    `given` is the second half of the text, or its last sentence.
     """
-    halves = [cut for cut in map(cut_in_half, texts) if cut is not None]
-    longest = (min(model.engine.block_size, twin.engine.block_size) - 4) // 2
-    encode = model.tokenizer.encode
-    halves = [cut for cut in halves if max(len(encode(half)) for half in cut) <= longest]
-    if len(halves) < CANDIDATES:
-        raise DataError(f"{len(halves)} texts can be cut in half, ranking takes {CANDIDATES}")
     random = np.random.default_rng([seed, 0])
     rows = []
     for number, (_, second) in enumerate(halves):
@@ -113,42 +126,58 @@ def measure_reranking(
         after = second if given == "half" else last_sentence(second)
         for place in (number, *(int(other) + (int(other) >= number) for other in others)):
             rows.append(parts_of(model.tokenizer, halves[place][0], after))
-    found = []
     methods: tuple[Method, ...] = get_args(Method)
+    first: dict[Method, list[bool]] = {}
     for method in methods:
-        scores = np.array(goodness(rows, method, writer=model, twin=twin)).reshape(-1, CANDIDATES)
-        first = (scores[:, :1] > scores[:, 1:]).all(axis=1)
-        found.append(
-            Reranked(
-                given=given,
-                method=method,
-                texts=len(halves),
-                candidates=CANDIDATES,
-                first=over_documents(first.astype(float).tolist(), seed=seed),
-            )
+        scores = np.reshape(goodness(rows, method, writer=model, twin=twin), (-1, CANDIDATES))
+        first[method] = [own > max(others) for own, *others in scores.tolist()]
+
+    def gain(method: Method) -> list[float]:
+        pairs = zip(first[method], first["backward"], strict=True)
+        return [float(found) - float(alone) for found, alone in pairs]
+
+    return tuple(
+        Reranked(
+            given=given,
+            method=method,
+            texts=len(halves),
+            candidates=CANDIDATES,
+            first=of_share(first[method]),
+            gain=over_documents(gain(method), seed=seed),
         )
-    return tuple(found)
+        for method in methods
+    )
 
 
-def measure_bridges(
-    model: Model, twin: Model, texts: Sequence[str], *, n: int, candidates: int, seed: int
-) -> Bridged:
-    """Return what bridges between the first and last sentences of `n` of `texts` are like.
+def cuts_to_bridge(
+    model: Model, twin: Model, texts: Sequence[str], n: int, *, seed: int
+) -> list[Cut]:
+    """Return `n` of `texts`, drawn by `seed`, cut where bridges are to begin and end.
 
-    For each the best of `candidates` is taken, and so for the baseline, which `twin` writes.
     Texts with nothing in between, or longer than half of the context, are left out. Raises
     DataError if there are fewer than `n`.
     """
     longest = min(model.engine.block_size, twin.engine.block_size) // 2
-    cuts = [
-        cut
-        for cut in map(cut_in_three, texts)
-        if cut is not None and len(model.tokenizer.encode("".join(cut))) <= longest
-    ]
-    if len(cuts) < n:
-        raise DataError(f"{len(cuts)} texts can be bridged, not {n}: give more, or ask for fewer")
-    cuts = [cuts[i] for i in np.random.default_rng([seed, 1]).permutation(len(cuts))[:n]]
-    found: dict[str, list[Cut]] = {"human": cuts, "bridge": [], "baseline": []}
+    cuts: list[Cut] = []
+    for index in np.random.default_rng([seed, 1]).permutation(len(texts)):
+        cut = cut_in_three(texts[index])
+        if cut is not None and len(model.tokenizer.encode(texts[index])) <= longest:
+            cuts.append(cut)
+        if len(cuts) == n:
+            return cuts
+    raise DataError(
+        f"{len(cuts)} of {len(texts)} texts can be bridged, not {n}: give more, or bridge fewer"
+    )
+
+
+def measure_bridges(
+    model: Model, twin: Model, cuts: Sequence[Cut], *, candidates: int, seed: int
+) -> Bridged:
+    """Return what bridges from the openings to the endings of `cuts` are like.
+
+    For each the best of `candidates` is taken, and so for the baseline, which `twin` writes.
+    """
+    found: dict[str, list[Cut]] = {"human": list(cuts), "bridge": [], "baseline": []}
     for number, cut in enumerate(cuts):
         for name, writer, other in (("bridge", model, twin), ("baseline", twin, model)):
             best = writer.bridge(
@@ -167,10 +196,10 @@ def measure_bridges(
 
     def wins(values: Mapping[str, Sequence[float]]) -> Estimate:
         pairs = zip(values["bridge"], values["baseline"], strict=True)
-        return over_documents([float(bridge > other) for bridge, other in pairs], seed=seed)
+        return of_share([bridge > other for bridge, other in pairs])
 
     return Bridged(
-        texts=n,
+        texts=len(cuts),
         candidates=candidates,
         bridge=_seams(surprise["bridge"], seed),
         baseline=_seams(surprise["baseline"], seed),

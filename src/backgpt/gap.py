@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from backgpt.errors import DataError
 from backgpt.intervals import Estimate, over_documents, over_seeds
 from backgpt.report import ContextGap, TwinLoss
 from backgpt.score import Score
@@ -44,11 +43,9 @@ def twin_loss(pairs: Sequence[TwinScores], *, seed: int) -> TwinLoss:
     """Return what twins lose on some texts: one pair, or one for each training seed.
 
     Of several pairs a text's loss is the mean; the intervals are over documents, drawn by `seed`,
-    and the gap also has one over the pairs.
+    and the gap also has one over the pairs. Raises DataError for fewer than two texts.
     """
     first = pairs[0].backward
-    if not first:
-        raise DataError("there is no text to measure: give some")
     tokens = [score.n_tokens for score in first]
     bits = [score.n_bytes * math.log(2) for score in first]
     backward = [_mean(-s.logprob for s in of_text) for of_text in _by_text(pairs, "backward")]
@@ -78,12 +75,15 @@ def gap_by_context(
 ) -> Iterator[ContextGap]:
     """Yield the gap for 16, 32, 64, ... ids of context, up to `longest`.
 
-    `score` scores texts cut into pieces of so many ids, at the same places for both twins.
+    `score` scores texts cut into pieces of at most so many ids, in the token unit at the same
+    places for both twins. Where a piece begins or ends within a text, models that were trained on
+    whole ones meet something new.
     """
     for context in contexts(longest):
         loss = twin_loss(score(context), seed=seed)
         yield ContextGap(
             context=context,
+            texts=loss.texts,
             backward=loss.backward.value,
             forward=loss.forward.value,
             gap=loss.gap,

@@ -5,15 +5,15 @@ Two kinds, never mixed: over documents (another sample of texts, the same models
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from backgpt.config import Settings
+from backgpt.errors import DataError
 
-RESAMPLES = 2000
-SHARE = 0.95
+RESAMPLES = 1999  # with one more, a fortieth of them is a whole number: no bound is interpolated
 
 _STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -22,6 +22,7 @@ _STUDENT = (
 )
 """Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom."""
 _NORMAL = 1.960
+_DRAWN_TOGETHER = 1 << 20  # documents, which bounds memory
 
 
 class Estimate(Settings):
@@ -45,19 +46,43 @@ def over_documents(
 ) -> Estimate:
     """Return the sum of `amounts` over the sum of `sizes` (their mean, without sizes).
 
-    One entry of each is a document's. The interval is the percentile bootstrap's (Efron 1979):
-    documents are drawn anew with replacement, both their entries together.
+    One entry of each is a document's; sizes are above 0. The interval is the percentile
+    bootstrap's (Efron 1979): documents are drawn anew with replacement, both their entries
+    together. With all amounts negated it is exactly the mirror image. Raises DataError for fewer
+    than two documents.
     """
+    n = len(amounts)
+    if n < 2:
+        raise DataError(f"an interval over documents takes at least two, not {n}: give more texts")
     numerators = np.asarray(amounts, dtype=np.float64)
-    denominators = np.ones_like(numerators) if sizes is None else np.asarray(sizes, np.float64)
-    value = math.fsum(numerators) / math.fsum(denominators)
-    found = [
-        float(counts @ numerators) / float(counts @ denominators)
-        for counts in _resamples(len(numerators), seed)
-        if counts @ denominators
+    denominators = np.ones(n) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    ratios = [
+        numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1)
+        for drawn in _resamples(n, seed)
     ]
-    low, high = np.quantile(found, [(1 - SHARE) / 2, (1 + SHARE) / 2])
-    return Estimate(value=value, low=float(low), high=float(high))
+    found = np.sort(np.concatenate(ratios))
+    outside = (RESAMPLES + 1) // 40  # resamples on either side of the interval, its bound included
+    return Estimate(
+        value=math.fsum(numerators) / math.fsum(denominators),
+        low=float(found[outside - 1]),
+        high=float(found[-outside]),
+    )
+
+
+def of_share(came_true: Sequence[bool]) -> Estimate:
+    """Return the share of documents for which something came true.
+
+    The interval is Wilson's (1927), which, unlike a bootstrap's, has a width where all or none
+    did. Raises DataError if there is no document.
+    """
+    n = len(came_true)
+    if not n:
+        raise DataError("there is no text to take a share of: give some")
+    share, square = sum(came_true) / n, _NORMAL**2 / n
+    center = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+    high = min(center + half, 1.0)  # whatever rounding says
+    return Estimate(value=share, low=center - half, high=high)
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:
@@ -66,16 +91,14 @@ def over_seeds(values: Sequence[float]) -> Estimate | None:
         return None
     mean = math.fsum(values) / len(values)
     deviation = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
-    degrees = len(values) - 1
-    quantile = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _NORMAL
+    quantile = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1]  # of 30, if more: a little wide
     half = quantile * deviation / math.sqrt(len(values))
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
-def _resamples(n: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return how often each of `n` documents is in each resample, (RESAMPLES, n)."""
+def _resamples(n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield which of `n` documents are in each resample, (R, n), some resamples at a time."""
     random = np.random.default_rng(seed)
-    counts: npt.NDArray[np.float64] = random.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(
-        np.float64
-    )
-    return counts
+    together = max(_DRAWN_TOGETHER // n, 1)
+    for first in range(0, RESAMPLES, together):
+        yield random.integers(n, size=(min(together, RESAMPLES - first), n))

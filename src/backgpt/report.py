@@ -34,9 +34,10 @@ class TwinLoss(Settings):
 
 
 class ContextGap(Settings):
-    """Losses and gap where no more than `context` ids can be seen."""
+    """Losses and gap on some texts where no more than `context` ids can be seen."""
 
     context: int
+    texts: int
     backward: float
     forward: float
     gap: Estimate
@@ -70,8 +71,8 @@ class Fidelity(Settings):
     """How well given endings fit what was written toward them.
 
     `exact` is the share of texts that end with theirs, byte for byte. The rest are nats per token
-    of the ending by the forward twin: after what the model wrote, after what the author wrote,
-    and after what another author wrote.
+    of an ending and its marker by the forward twin, the mean over endings: after what the model
+    wrote, after what the author wrote, and after what another author wrote.
     """
 
     endings: int
@@ -82,19 +83,24 @@ class Fidelity(Settings):
 
 
 class Reranked(Settings):
-    """How often the true one of some beginnings was ranked first, by one method."""
+    """How often the true one of some beginnings was ranked first, by one method.
+
+    `gain` is how much more often than by the backward model alone.
+    """
 
     given: Literal["half", "sentence"]
     method: str
     texts: int
     candidates: int
     first: Estimate
+    gain: Estimate
 
 
 class Seams(Settings):
     """How surprising texts are behind their seams, to the forward twin, in nats per token.
 
-    `opening` is behind the given opening, `ending` within the given ending, `both` together.
+    The first ids count, `bridge.ACROSS` of them: `opening` behind the given opening, `ending` from
+    the given ending on, `both` the mean of the two.
     """
 
     opening: Estimate
@@ -135,7 +141,8 @@ class Speed(Settings):
 class ReportCard(Settings):
     """What was measured of a backward model and its forward twin on held-out texts.
 
-    All but `speed` is the same when it is measured again.
+    `context` is the most ids of a text that all models read at once. All but `speed` is the same
+    when it is measured again.
     """
 
     model: str
@@ -146,6 +153,7 @@ class ReportCard(Settings):
     loss: TwinLoss
     by_context: tuple[ContextGap, ...]
     endings: int
+    max_new_tokens: int | None
     generated: Statistics
     human: Statistics
     fidelity: Fidelity

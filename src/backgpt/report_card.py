@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from backgpt.api import Model, check_twins
 from backgpt.card import Obedience
+from backgpt.errors import DataError, UsageError
 from backgpt.evaluate import (
+    FIXED_ENDINGS,
     choose,
     draw_endings,
     measure_obedience,
@@ -19,6 +21,9 @@ from backgpt.evaluate import (
     write_samples,
 )
 from backgpt.evaluate_twins import (
+    CANDIDATES,
+    cuts_to_bridge,
+    halves_of,
     measure_bridges,
     measure_fidelity,
     measure_reranking,
@@ -27,14 +32,17 @@ from backgpt.evaluate_twins import (
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
 from backgpt.hints import Kind
 from backgpt.report import ReportCard
-from backgpt.score import score_texts
+from backgpt.score import context_size, score_texts
 
 KINDS: tuple[Kind, ...] = ("opening", "words", "length")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: numbers of texts. `candidates` are the bridges the best is taken of."""
+    """How much is measured: numbers of texts. `candidates` are the bridges the best is taken of.
+
+    Raises UsageError for a number that cannot be.
+    """
 
     samples: int = 200
     endings: int = 40
@@ -44,6 +52,28 @@ class Extent:
     candidates: int = 4
     by_context: int = 500
     max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} = {value}: it must be {least} or more")
+        if self.samples % self.endings:
+            raise UsageError(
+                f"samples = {self.samples}: it must be a multiple of endings = {self.endings}"
+            )
+
+
+_LEAST = {
+    "samples": 1,
+    "endings": len(FIXED_ENDINGS) + 2,  # an interval takes two from the texts
+    "hinted": 0,
+    "ranked": CANDIDATES,
+    "bridged": 2,
+    "candidates": 1,
+    "by_context": 2,
+    "max_new_tokens": 1,
+}
 
 
 def report_card(
@@ -59,32 +89,43 @@ def report_card(
     """Measure the first of `pairs`, a backward and a forward model; all of them for the loss.
 
     The other pairs are the same models trained with other seeds. `say` is told what is done.
-    Raises UsageError if twins do not fit each other, DataError if `texts` are too few.
+    Raises UsageError if models do not fit each other, or were tuned on conversations; DataError
+    if `texts` are too few.
     """
-    for backward, forward in pairs:
-        check_twins(backward, forward)
+    _check_fit(pairs)
     model, twin = pairs[0]
-    longest = min(model.engine.block_size, twin.engine.block_size)
+    context = min(context_size(one.engine, one.language) for pair in pairs for one in pair)
+    if len(texts) <= extent.samples:
+        raise DataError(
+            f"{len(texts)} texts are too few beside samples = {extent.samples}, which are compared "
+            "with as many of them and those with the others: give more, or write fewer"
+        )
+    endings = draw_endings(texts, extent.endings, seed=seed)
+    halves = halves_of(model, twin, choose(texts, extent.ranked, seed=seed + 2))
+    cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed)
 
     say(f"scoring {len(texts):,} texts both ways")
-    whole = [_scores(pair, texts) for pair in pairs]
+    whole = [_scores(pair, texts, context) for pair in pairs]
     some = choose(texts, extent.by_context, seed=seed)
-    most = max(len(model.tokenizer.encode(text)) for text in some) + 1
+    most = max(score.n_tokens for score in whole[0].backward)
     say(f"scoring {len(some):,} with less context")
     by_context = tuple(
         gap_by_context(
             lambda context: [_scores(pair, some, context) for pair in pairs],
-            longest=min(longest, most),
+            longest=min(context, most),
             seed=seed,
         )
     )
 
     say(f"writing {extent.samples} texts")
-    endings = draw_endings(texts, extent.endings, seed=seed)
-    each = extent.samples // extent.endings
-    longest_sample = extent.max_new_tokens
     samples = list(
-        write_samples(model, endings, each=each, seed=seed, max_new_tokens=longest_sample)
+        write_samples(
+            model,
+            endings,
+            each=extent.samples // extent.endings,
+            seed=seed,
+            max_new_tokens=extent.max_new_tokens,
+        )
     )
     human = choose(texts, len(samples), seed=seed)
     vocabulary = vocabulary_of(set(texts) - set(human))
@@ -93,24 +134,22 @@ def report_card(
         for told in (True, False)
     }
     say("ranking beginnings")
-    ranked = choose(texts, extent.ranked, seed=seed + 2)
     reranked = (
-        *measure_reranking(model, twin, ranked, given="half", seed=seed),
-        *measure_reranking(model, twin, ranked, given="sentence", seed=seed),
+        *measure_reranking(model, twin, halves, given="half", seed=seed),
+        *measure_reranking(model, twin, halves, given="sentence", seed=seed),
     )
     say(f"bridging {extent.bridged} texts")
-    bridged = measure_bridges(
-        model, twin, texts, n=extent.bridged, candidates=extent.candidates, seed=seed
-    )
+    bridged = measure_bridges(model, twin, cuts, candidates=extent.candidates, seed=seed)
     return ReportCard(
         model=names[0],
         twin=names[1],
         data=data,
-        context=longest,
+        context=context,
         seed=seed,
         loss=twin_loss(whole, seed=seed),
         by_context=by_context,
         endings=len(endings),
+        max_new_tokens=extent.max_new_tokens,
         generated=statistics_of(
             [sample.text.text for sample in samples],
             vocabulary,
@@ -127,9 +166,20 @@ def report_card(
     )
 
 
-def _scores(
-    pair: tuple[Model, Model], texts: Sequence[str], context: int | None = None
-) -> TwinScores:
+def _check_fit(pairs: Sequence[tuple[Model, Model]]) -> None:
+    first = pairs[0][0]
+    for backward, forward in pairs:
+        for model in (backward, first):  # all tokenizers have to be the same
+            check_twins(model, forward)
+        if backward.takes_chat or forward.takes_chat:
+            raise UsageError(
+                "a model that was tuned on conversations does not write texts: give the one it was "
+                "tuned from, or chat with it"
+            )
+
+
+def _scores(pair: tuple[Model, Model], texts: Sequence[str], context: int) -> TwinScores:
+    """Score texts with twins that read as much of them at once."""
     backward, forward = (
         score_texts(model.engine, model.language, texts, context=context) for model in pair
     )

@@ -58,7 +58,7 @@ def plot_arrow(report: ArrowReport) -> bytes:
     last.plot(seeds, [twins.gap for twins in report.twins], "o", color=BACKWARD)
     last.axhline(0, color="black", linewidth=0.8)
     last.axhspan(report.loss.gap.low, report.loss.gap.high, color=GRAY, alpha=0.25, linewidth=0)
-    last.set(title="gap of each pair; band: interval over documents", xlabel="seed")
+    last.set(title="gap of each pair; band: over documents", xlabel="seed")
     figure.suptitle(f"{report.source}{', read from its end' if report.flipped else ''}")
     return _png(figure)
 
@@ -77,7 +77,8 @@ def _gap_by_context(axes: "Axes", gaps: Sequence[ContextGap]) -> None:
     _errorbar(axes, contexts, [gap.gap for gap in gaps], color=BACKWARD, label="over documents")
     over_seeds = [(gap.context, gap.gap_over_seeds) for gap in gaps if gap.gap_over_seeds]
     if over_seeds:
-        moved = [context * 1.08 for context, _ in over_seeds]
+        aside = (contexts[-1] / contexts[0]) ** 0.02  # of the axis, which is a logarithm's
+        moved = [context * aside for context, _ in over_seeds]
         _errorbar(axes, moved, [seeds for _, seeds in over_seeds], color=GRAY, label="over seeds")
         axes.legend(frameon=False)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -109,8 +110,9 @@ def _errorbar(
     label: str | None = None,
     line: str = "-",
 ) -> None:
-    below = [value.value - value.low for value in values]
-    above = [value.high - value.value for value in values]
+    # A bootstrap's interval need not hold the figure, were it only for rounding.
+    below = [max(value.value - value.low, 0) for value in values]
+    above = [max(value.high - value.value, 0) for value in values]
     axes.errorbar(
         places,
         [value.value for value in values],
@@ -136,6 +138,7 @@ def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Any,
     axes = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.grid(alpha=0.25)
+        one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from backgpt.bridge import ACROSS
 from backgpt.card_text import share_of, statistics_rows
 from backgpt.intervals import Estimate
 from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranked, TwinLoss
 
 INTERVALS = (
-    "Figures in brackets are intervals of 95 %: over documents (bootstrap) unless they are said to "
-    "be over seeds (Student's t)."
+    "Figures in brackets are intervals of 95 %: over documents (bootstrap; of shares Wilson's) "
+    "unless they are said to be over seeds (Student's t)."
 )
 
 _METHODS = {
@@ -25,7 +26,7 @@ def render_card(card: ReportCard) -> str:
         f"# Report card: {card.model}",
         "",
         f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts; "
-        f"context {card.context:,}; seed {card.seed}. {INTERVALS}",
+        f"context {card.context:,} tokens; seed {card.seed}. {INTERVALS}",
         "",
         *_loss(card.loss),
         *_by_context(card.by_context),
@@ -45,12 +46,14 @@ def render_card(card: ReportCard) -> str:
 def render_arrow(report: ArrowReport) -> str:
     """Return what `arrow` measured as Markdown."""
     read = ", read from its end" if report.flipped else ""
+    pairs = "1 pair" if len(report.twins) == 1 else f"{len(report.twins)} pairs"
     lines = [
         f"# The arrow of time: {report.source}{read}",
         "",
-        f"{len(report.twins)} pairs of twins, {report.parameters:,} parameters each, context "
-        f"{report.context:,}, {report.steps:,} steps, {report.trained_tokens:,} tokens; measured "
-        f"on {report.loss.texts:,} validation texts. {INTERVALS}",
+        f"{pairs} of twins, each of {report.parameters:,} parameters, with a context of "
+        f"{report.context:,} tokens, trained for {report.steps:,} steps on "
+        f"{report.trained_tokens:,} tokens; measured on {report.loss.texts:,} validation texts. "
+        f"{INTERVALS}",
         "",
         *_loss(report.loss),
         "| seed | backward | forward | gap |",
@@ -79,6 +82,8 @@ def _loss(loss: TwinLoss) -> Iterator[str]:
         seeds = f"gap, over {len(loss.gaps)} seeds"
         yield f"| {seeds} | {loss.gap_over_seeds.show('+.4f')} | |"
     yield ""
+    if len(loss.gaps) > 1:
+        yield f"The mean of {len(loss.gaps)} pairs of twins, trained with a seed each."
     yield (
         f"The gap is backward less forward: {loss.gap.value / loss.forward.value:+.2%} of the "
         "forward loss."
@@ -91,7 +96,8 @@ def _loss(loss: TwinLoss) -> Iterator[str]:
 def _by_context(gaps: Sequence[ContextGap]) -> Iterator[str]:
     seeds = any(gap.gap_over_seeds is not None for gap in gaps)
     yield from ("## Gap by context", "")
-    yield "Texts cut into pieces of so many tokens, at the same places for both twins."
+    yield f"{gaps[0].texts:,} texts, cut into pieces of about equal length so that no more than so"
+    yield "many tokens can be seen. What begins within a text is new to models that met whole ones."
     yield ""
     yield f"| context | backward | forward | gap |{' gap, over seeds |' if seeds else ''}"
     yield f"|---:|---:|---:|---:|{'---:|' if seeds else ''}"
@@ -106,10 +112,13 @@ def _by_context(gaps: Sequence[ContextGap]) -> Iterator[str]:
 
 def _written(card: ReportCard) -> Iterator[str]:
     yield from ("## What it writes", "")
-    yield f"{card.generated.texts} texts toward {card.endings} endings at the default settings,"
-    yield f"beside {card.human.texts} held-out texts; words that are known occur in the others."
+    most = card.max_new_tokens
+    settings = "the default settings" if most is None else f"most {most:,} new tokens"
+    yield f"{card.generated.texts} texts toward {card.endings} endings, at {settings}, beside"
+    yield f"{card.human.texts} of the held-out texts:"
     yield from ("", "| | written | human |", "|---|---:|---:|")
-    for label, generated, human in statistics_rows(card.generated, card.human):
+    others = f"the other {card.loss.texts - card.human.texts:,} held-out texts"
+    for label, generated, human in statistics_rows(card.generated, card.human, known_from=others):
         yield f"| {label} | {generated} | {human} |"
     fidelity = card.fidelity
     yield ""
@@ -135,11 +144,14 @@ def _obedience(card: ReportCard) -> Iterator[str]:
 
 def _reranked(found: Sequence[Reranked]) -> Iterator[str]:
     yield from ("## Ranking", "")
-    yield f"Which of {found[0].candidates} first halves is the true one, given the rest:"
-    yield from ("", "| given | ranked by | texts | true one first |", "|---|---|---:|---:|")
+    yield f"Which of {found[0].candidates} first halves of texts is the true one, given the second"
+    yield "half of a text or only its last sentence; the gain is over the backward model alone:"
+    yield from ("", "| given | ranked by | texts | true one first | gain, points |")
+    yield "|---|---|---:|---:|---:|"
     for one in found:
-        first = percent(one.first)
-        yield f"| {_GIVEN[one.given]} | {_METHODS[one.method]} | {one.texts} | {first} |"
+        gain = "" if one.method == "backward" else _times_100(one.gain).show("+.1f")
+        row = f"| {_GIVEN[one.given]} | {_METHODS[one.method]} | {one.texts} "
+        yield f"{row}| {percent(one.first)} | {gain} |"
     yield ""
 
 
@@ -147,7 +159,8 @@ def _bridged(bridged: Bridged) -> Iterator[str]:
     yield from ("## Bridges", "")
     yield f"From the first to the last sentence of {bridged.texts} held-out texts, the best of"
     yield f"{bridged.candidates}; the baseline is the forward twin going on from the opening, cut"
-    yield "and joined where it fits best. Surprise to the forward twin, nats per token:"
+    yield "and joined where it fits best. Surprise to the forward twin, nats per token, at the"
+    yield f"first {ACROSS} tokens:"
     yield from ("", "| | behind the opening | in the ending | both | words |")
     yield "|---|---:|---:|---:|---:|"
     for name, seams in (
@@ -169,5 +182,8 @@ def _bridged(bridged: Bridged) -> Iterator[str]:
 
 def percent(estimate: Estimate) -> str:
     """Return a share with its interval: `97.5 % [94.0, 99.5]`."""
-    value, low, high = (100 * v for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    return _times_100(estimate).show(".1f").replace(" ", " % ", 1)
+
+
+def _times_100(estimate: Estimate) -> Estimate:
+    return Estimate(**{name: 100 * value for name, value in estimate})

@@ -14,13 +14,17 @@ from backgpt import __version__
 from backgpt.cli.arrow import arrow
 from backgpt.cli.chat import chat
 from backgpt.cli.eval import evaluate
+from backgpt.cli.export import export
+from backgpt.cli.import_ import import_
 from backgpt.cli.info import info
 from backgpt.cli.label import label
 from backgpt.cli.prepare import prepare
+from backgpt.cli.push import push
 from backgpt.cli.sample import sample
 from backgpt.cli.score import score
 from backgpt.cli.serve import serve
 from backgpt.cli.train import train
+from backgpt.cli.unreverse import unreverse
 from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
 
 app = typer.Typer(
@@ -39,7 +43,11 @@ app.command()(serve)
 app.command()(score)
 app.command("eval")(evaluate)
 app.command()(arrow)
+app.command()(export)
+app.command()(unreverse)
+app.command()(push)
 app.command()(info)
+app.command("import")(import_)
 
 
 def _show_version(value: bool) -> None:

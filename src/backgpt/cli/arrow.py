@@ -42,7 +42,7 @@ def arrow(
     batch_size: Annotated[
         int | None, Option(help="Rows of block_size ids in a micro-batch.")
     ] = None,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     workers: Annotated[int | None, Option(help="Processes that prepare, a core each.")] = None,
 ) -> None:
     """Train small twins on a source, with several seeds, and say which way it is easier to predict.
@@ -65,10 +65,12 @@ def arrow(
     from backgpt.cli.progress import TrainProgress
     from backgpt.config import read_toml
     from backgpt.files import write_whole
+    from backgpt.kernels import keep_freed_memory
     from backgpt.report_plot import check_plotting, plot_arrow
     from backgpt.report_text import render_arrow
 
     check_plotting()
+    keep_freed_memory()
     given: dict[str, Any] = {
         "preset": preset,
         "max_steps": max_steps,
@@ -78,7 +80,10 @@ def arrow(
     }
     settings = read_toml(config) if config else {}
     settings |= {key: value for key, value in given.items() if value is not None}
-    folder = out or Path("arrow") / Path(source).stem
+    name = Path(source).stem
+    if out is None and (not name or set(name) & set("*?[")):
+        raise UsageError(f"{source} is no name for a folder: say --out")
+    folder = out or Path("arrow") / name
     asked = ArrowJob(
         source=source,
         out=folder,

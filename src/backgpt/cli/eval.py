@@ -2,6 +2,7 @@
 
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -71,6 +72,10 @@ def evaluate(
         raise UsageError(f"{len(models)} models and {len(twin)} twins were given: give one each")
     if limit is not None and limit < 1:
         raise UsageError(f"limit = {limit}: it must be 1 or more")
+    if seed < 0:
+        raise UsageError(f"seed = {seed}: it must be 0 or more")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is not a folder: choose another --out")
     extent = Extent(
         samples=samples,
         endings=endings,
@@ -81,7 +86,6 @@ def evaluate(
         max_new_tokens=max_new_tokens,
     )
     check_plotting()
-    texts = [document.text for document in open_source(data, field=field)][:limit]
     pairs: list[tuple[Model, Model]] = []
     for number, name in enumerate(models):
         model = open_model(
@@ -94,6 +98,7 @@ def evaluate(
                 twin[number], direction="forward", engine=engine, device=device, threads=threads
             )
             pairs.append((model, forward))
+    texts = [document.text for document in islice(open_source(data, field=field), limit)]
     card = report_card(
         pairs,
         texts,
