@@ -479,6 +479,7 @@ def test_damaged_data_is_refused_before_the_run_begins(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     tmp_path: Path, dataset_path: Path, number: signal.Signals, code: int

@@ -182,6 +182,7 @@ def source(texts: list[str], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_arrow_is_measured_and_the_same_again_and_flipped_the_opposite(
     command: Callable[..., Done], source: Path, tmp_path: Path
 ) -> None:

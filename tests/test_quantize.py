@@ -109,6 +109,7 @@ def test_scales_that_do_not_fit_are_refused(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_trained_model_hardly_changes(
     dataset_path: Path, tmp_path: Path, texts: list[str]
 ) -> None:

@@ -115,6 +115,7 @@ def serve(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_the_command_serves_and_ends_when_told(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("open sesame\n")
@@ -140,6 +141,7 @@ def test_the_command_serves_and_ends_when_told(tmp_path: Path) -> None:
     assert out == rest == ""
 
 
+@pytest.mark.slow
 def test_told_to_end_it_ends_streams_first_and_says_nothing() -> None:
     process = serve("--model=stories", "--port=0", "--threads=1")
     assert process.stderr is not None
@@ -164,6 +166,7 @@ def reachable(address: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -184,6 +187,7 @@ def test_what_cannot_be_served_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line_and_exit_code_1() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -193,6 +197,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1() -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_it_says_which() -> None:
     program = (
         "import sys\nsys.modules['uvicorn'] = None\n"
@@ -205,6 +210,7 @@ def test_without_the_extra_it_says_which() -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_web_sockets_are_taken_past_the_guard() -> None:
     program = (
         "import uvicorn\nuvicorn.Server.run = lambda self, sockets: print(self.config.ws)\n"
@@ -223,6 +229,7 @@ def test_neither_the_package_nor_its_help_loads_the_servers_libraries() -> None:
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_when_the_models_can_no_longer_be_run_the_command_ends_with_exit_code_1() -> None:
     program = (
         "from backgpt.engine import native_engine\n"

@@ -54,6 +54,7 @@ def test_the_schema_tells_title_version_and_all_that_is_there(address: str) -> N
             assert "ErrorBody" in str(operation["responses"]["400"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_no_generated_request_breaks_the_server(address: str, mode: GenerationMode) -> None:
     fuzz(address, mode, 10)

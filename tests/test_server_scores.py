@@ -102,6 +102,7 @@ def test_a_long_score_is_cut_small_and_only_the_engine_runs_on_the_decode_thread
     assert max(sizes) <= 300
 
 
+@pytest.mark.slow
 def test_too_much_to_score_is_a_400_and_the_most_is_not(address: str) -> None:
     texts: Any
     for texts in ("x" * 65_537, ["x" * 1_100] * 60):

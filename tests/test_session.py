@@ -282,6 +282,7 @@ def test_a_message_cut_by_its_limit_is_kept_and_closed(tokenizer: Tokenizer) -> 
     assert "beginning is missing" in notices[0]
 
 
+@pytest.mark.slow
 def test_saved_messages_are_those_that_the_ids_give(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
     session = session_of(tokenizer, max_new_tokens=30, name="tiny", turns=5)
@@ -363,6 +364,7 @@ def test_bad_requests_are_refused_and_change_nothing(tokenizer: Tokenizer) -> No
         Session(model_of(tokenizer, direction="forward"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_a_thousand_outputs_leak_no_role_word_or_marker(tokenizer: Tokenizer, unit: Unit) -> None:
     model = model_of(tokenizer, unit)

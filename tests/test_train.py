@@ -416,6 +416,7 @@ def test_the_loss_falls_in_both_directions_and_units(
     assert (model.direction, model.unit) == (direction, unit)
 
 
+@pytest.mark.slow
 def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> None:
     """The control of the test above: the fall comes from the order of ids."""
     losses = {}
