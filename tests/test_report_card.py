@@ -85,6 +85,7 @@ def card(model: Model, some: list[str]) -> ReportCard:
     return measure([(model, model.turned())], some)
 
 
+@pytest.mark.slow
 def test_measured_again_everything_but_speed_is_the_same(
     card: ReportCard, model: Model, some: list[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_hints_are_asked_for_and_kept_back(card: ReportCard) -> None:
     assert card.obedience["words"].asked == card.unasked["words"].asked == 2
 
 
+@pytest.mark.slow
 def test_twins_with_different_contexts_are_cut_at_the_same_places(
     card: ReportCard, model: Model, tokenizer: Tokenizer, some: list[str], texts: list[str]
 ) -> None:
@@ -145,6 +147,7 @@ def test_twins_with_different_contexts_are_cut_at_the_same_places(
     assert "## Hints" in render_card(card)
 
 
+@pytest.mark.slow
 def test_pairs_of_other_seeds_count_for_the_loss_and_its_interval(
     model: Model, tokenizer: Tokenizer, some: list[str]
 ) -> None:

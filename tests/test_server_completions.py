@@ -142,6 +142,7 @@ def _assert_streams_join(address: str, name: str, text: str) -> None:
     assert len(live) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
 @pytest.mark.parametrize("ending", ["The end.", " end", "\n😀", "é"])
 def test_streams_of_several_samples_join_to_what_is_written_without_one(

@@ -147,6 +147,7 @@ def test_validation_is_in_nats_per_token_and_bits_per_byte(
     assert nats / np.log(2) / n_bytes == pytest.approx(last["valid_bpb"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("stop_at", [2, 3, 4])
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
