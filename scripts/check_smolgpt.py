@@ -129,9 +129,10 @@ def check(
         same += expected == found
         if expected != found:
             print(f"  theirs: {expected!r}\n  ours:   {found!r}")
+    inside = f", {altered} go on inside the given word, and so does the engine" if altered else ""
     print(
         f"{folder.name}: loss {loss:.2f} after {steps} steps; {same} of {N_PROMPTS} texts the same"
-        f"{f', {altered} go on inside the given word, and so does the engine' if altered else ''}; {n_tokens} tokens",
+        f"{inside}; {n_tokens} tokens",
         flush=True,
     )
     return same + altered == N_PROMPTS
