@@ -74,11 +74,13 @@ FLOORS = {
         "export",
         "export_text",
         "export_gguf",
+        "export_onnx",
+        "onnx_graph",
     },
     5: {"cli", "server", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-TORCH_USERS = {"kernels", "model", "optim", "devices", "run", "train"}
+TORCH_USERS = {"kernels", "model", "optim", "devices", "run", "train", "onnx_graph"}
 TORCH_ENGINES = {"torch_engine.py", "smolgpt_engine.py", "transformers_engine.py"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

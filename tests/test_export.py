@@ -405,7 +405,7 @@ def test_the_command_exports_and_refuses_in_one_line(
     for arguments, reason in (
         ([model, str(tmp_path / "other"), "--to", "hf", "--dtype", "f16"], "dtype = f16"),
         ([model, model, "--to", "hf"], "not an export"),
-        ([model, str(tmp_path / "other"), "--to", "onnx"], "onnx"),
+        ([model, str(tmp_path / "other"), "--to", "pdf"], "pdf"),
         ([model, str(tmp_path / "other")], "--to"),
         (["nothing-here", str(tmp_path / "other"), "--to", "hf"], "no model"),
     ):

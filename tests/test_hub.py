@@ -268,6 +268,20 @@ def test_what_cannot_be_seen_is_told_in_one_line(
         assert any(one in err for one in words.split("|"))
 
 
+def test_a_graph_for_others_is_pushed_and_not_downloaded(hub: Hub, folder: Path) -> None:
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    push(folder, "me/story")
+    files = files_of(hub)
+    assert files["onnx/model.onnx"] == b"graph"
+    assert "onnx/model.onnx" not in json.loads(files[MANIFEST])["files"]
+    assert not (find("me/story") / "onnx").exists()
+    backgpt.load("me/story")
+    (folder / "onnx" / "model.onnx").unlink()
+    push(folder, "me/story")
+    assert "onnx/model.onnx" not in files_of(hub)
+
+
 def test_a_folder_that_is_no_backgpt_model_is_refused(hub: Hub, folder: Path) -> None:
     hub.repositories["me/empty"] = Repository(branches={"main": [{"README.md": b"Nothing."}]})
     with pytest.raises(DataError, match=r"me/empty on the hub is no model .* no config\.json"):

@@ -194,13 +194,14 @@ def save_model(
 ) -> None:
     """Write a model folder with a manifest at `folder`, whole or not at all, over what was there.
 
-    `files` are further ones to put in, by name, or ones to put in place of its own. Raises
+    `files` are further ones to put in, by path, or ones to put in place of its own. Raises
     BackgptError if the disk is full or refuses.
     """
     try:
         with whole_folder(folder) as temporary:
             write_model(model, temporary, storage=storage)
             for name, data in (files or {}).items():
+                (temporary / name).parent.mkdir(exist_ok=True)
                 write_synced(temporary / name, data)
     except OSError as error:
         raise BackgptError(f"cannot write {folder}: {error.strerror}; make room") from None

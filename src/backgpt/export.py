@@ -25,6 +25,8 @@ from backgpt.tokenizer import END, START
 
 EXPORT = "export.json"
 """The file that says that a folder is an export, and of what."""
+ONNX = "onnx/model.onnx"
+"""Where programs that run ONNX graphs look for one in a model folder."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,26 @@ def metadata(model: ModelFolder) -> dict[str, str | bool]:
     }
 
 
-def export_hf(source: Source, out: Path) -> None:
+def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load as it is.
 
-    Raises UsageError if something is at `out` that is not an export, BackgptError if the disk is
-    full or refuses.
+    `graph` is an ONNX graph of the model, to be put in as well. Raises UsageError if something is
+    at `out` that is not an export, BackgptError if the disk is full or refuses.
     """
     out = out.absolute()
-    _check_free(out)
+    check_free(out)
     model, known = source.model, metadata(source.model)
     in_weights = {key: json.dumps(value).strip('"') for key, value in known.items()}
-    said = {"format": "hf", "model": source.name, **known}
+    said = {"format": "onnx" if graph else "hf", "model": source.name, **known}
     files = {
         WEIGHTS: save(dict(model.weights), metadata={"format": "pt", **in_weights}),
-        "README.md": readme(source.name, model, source.card).encode(),
+        "README.md": readme(source.name, model, source.card, onnx=graph is not None).encode(),
         EXPORT: (json.dumps(said, indent=2) + "\n").encode(),
     }
     if model.chat:
         files[CHAT_TEMPLATE] = chat_template(model.direction).encode()
+    if graph:
+        files[ONNX] = graph
     if source.card:
         files[CARD] = (source.card.model_dump_json(indent=2) + "\n").encode()
     save_model(model, out, files=files)
@@ -153,13 +157,13 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
     """Raise UsageError unless `out` is not there, is empty, or holds an export and nothing else."""
     if not os.path.lexists(out):
         return
     if not out.is_dir():
         raise UsageError(f"{out} is a file: name a folder to be made")
-    names = {file.name for file in out.iterdir()}
+    names = {file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()}
     if not names:
         return
     if not names >= {EXPORT, MANIFEST}:

@@ -1,7 +1,7 @@
 """What an exported folder says in words: its README.md, and its chat template.
 
 Both are for people who have `transformers` and nothing of this project: the Python in the README
-runs as it stands, and a test runs it.
+runs as it stands, and a test runs it. Its JavaScript is for transformers.js.
 """
 
 from collections.abc import Iterator
@@ -61,8 +61,38 @@ def write(prompt, **options):
 """
 
 
-def readme(name: str, model: ModelFolder, card: Card | None) -> str:
-    """Return the README.md of an exported folder: how to use it, then the model's own card."""
+JAVASCRIPT = """\
+import {{ AutoModelForCausalLM, AutoTokenizer, Tensor, env }} from "@huggingface/transformers";
+
+env.allowRemoteModels = false;
+env.allowLocalModels = true;
+env.localModelPath = "./";
+const folder = ".";  // the one with this file, seen from where this runs
+const tokenizer = await AutoTokenizer.from_pretrained(folder);
+const model = await AutoModelForCausalLM.from_pretrained(folder, {{ dtype: "fp32" }});
+
+const idsOf = (text) => tokenizer.encode(text, {{ add_special_tokens: false }});
+const tensorOf = (ids) => new Tensor("int64", ids.map(BigInt), [1, ids.length]);
+
+const first = idsOf("{first}");
+const prompt = [...first, ...{prompt}];
+const written = await model.generate({{
+  inputs: tensorOf(prompt),
+  attention_mask: tensorOf(prompt.map(() => 1)),
+  max_length: {most},
+  do_sample: true,
+  temperature: {temperature},
+}});
+const ids = written.tolist()[0].map(Number).slice(first.length);
+console.log(tokenizer.decode({ids}, {{ skip_special_tokens: true }}));
+"""
+
+
+def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = False) -> str:
+    """Return the README.md of an exported folder: how to use it, then the model's own card.
+
+    `onnx` says that there is an ONNX graph in it.
+    """
     n_parameters = count_parameters(model.weights)
     if card:
         own = full_card(
@@ -89,6 +119,7 @@ def readme(name: str, model: ModelFolder, card: Card | None) -> str:
         *(_forward() if model.direction == "both" and not model.chat else []),
         *(_hints() if model.hints and model.direction != "forward" else []),
         *(_chat(model.direction) if model.chat else []),
+        *(_onnx(model) if onnx else []),
         *_details(model),
         "## The model",
         "",
@@ -267,6 +298,34 @@ def _chat(direction: Directions) -> Iterator[str]:
         yield "where nothing is turned around and an answer ends at `<|end|>`."
         yield ""
     yield from _chat_details(direction)
+
+
+def _onnx(model: ModelFolder) -> Iterator[str]:
+    yield from ("## ONNX", "")
+    yield "`onnx/model.onnx` is the same model, float32, as a graph. With optimum,"
+    yield "`optimum.onnxruntime.ORTModelForCausalLM` takes the place of `AutoModelForCausalLM` in"
+    yield "the Python above. The graph takes `input_ids`, `position_ids`, `attention_mask`, and the"
+    yield "keys and values of all ids before these as `past_key_values.0.key` and so on (rows, key"
+    yield "heads, ids, head size; no ids at first). It gives `logits`, and as `present.0.key` and"
+    yield "so on all keys and values so far. What is turned around above must be turned here too."
+    yield ""
+    if model.unit == "word":
+        return  # needs the names of tokens, which transformers.js does not give
+    backward = model.direction != "forward"
+    lead = {"both": "<|backward|><|end|>", "backward": "<|end|>", "forward": "<|start|>"}
+    yield "With transformers.js, in a browser or in node:"
+    yield from ("", "```js")
+    script = JAVASCRIPT.format(
+        first=lead[model.direction],
+        prompt='idsOf("The end.").reverse()' if backward else 'idsOf("Once upon a time")',
+        most=model.config.block_size,
+        temperature=Sampling().temperature,
+        ids="ids.reverse()" if backward else "ids",
+    )
+    yield from script.rstrip("\n").split("\n")
+    yield from ("```", "")
+    yield "There the name of a control token in a text, such as `<|end|>`, becomes that token."
+    yield ""
 
 
 def _chat_details(direction: Directions) -> Iterator[str]:

@@ -6,20 +6,18 @@ asked at all, and who asks, is set as for every program that uses it (HF_HOME, H
 HF_HUB_OFFLINE, HF_TOKEN or `hf auth login`).
 """
 
-import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from backgpt import __version__
 from backgpt.checkpoint import CONFIG, model_folder, read_model
 from backgpt.errors import BackgptError, DataError, MissingExtraError, UsageError
-from backgpt.manifest import MANIFEST
+from backgpt.manifest import MANIFEST, files_in, fingerprint
 from backgpt.quantize import count_parameters
 
 README = "README.md"
@@ -28,6 +26,8 @@ FILES = (
     *("chat_template*", "card.json", MANIFEST, README),
 )
 """Patterns of the files of a model folder; the optimizer of a checkpoint is not among them."""
+FILES_FOR_OTHERS = ("onnx/*",)
+"""Patterns of files that are pushed with them, and that this program has no use for."""
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\S+))?", re.ASCII)
 MOST_CHARACTERS = 300  # of what the library says
@@ -124,13 +124,19 @@ def push(
 def _contents(folder: Path, name: str) -> dict[str, str | bytes]:
     """Return what to upload: by file name the path of the file, or what is to be in it.
 
-    The manifest is written anew, of what is uploaded: without the optimizer of a checkpoint, and
-    without the card, which people may edit on the hub.
+    The manifest is written anew, of what is downloaded again: without the card, which people may
+    edit on the hub.
     """
     model = read_model(folder, dequantize=False)
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_ours(file.name)]
-    files = [file for file in files if file.name not in (README, MANIFEST)]
-    manifest = {"files": {file.name: _fingerprint(file) for file in files}}
+    found = {file.relative_to(folder).as_posix(): file for file in files_in(folder)}
+    files = {
+        name: file
+        for name, file in found.items()
+        if _is_ours(name) and name not in (README, MANIFEST)
+    }
+    manifest = {
+        "files": {name: fingerprint(file) for name, file in files.items() if _matches(name, FILES)}
+    }
     if (folder / README).is_file():
         card = (folder / README).read_text(encoding="utf-8")
     else:
@@ -140,20 +146,18 @@ def _contents(folder: Path, name: str) -> dict[str, str | bytes]:
         card = short_card(model.config, model.direction, model.unit, n_parameters=n_parameters)
     card = card.replace("--model PATH ", f"--model {name} ").replace('"PATH"', f'"{name}"')
     return {
-        **{file.name: str(file) for file in files},
+        **{name: str(file) for name, file in files.items()},
         MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode(),
         README: card.encode(),
     }
 
 
 def _is_ours(file: str) -> bool:
-    return any(fnmatch(file, pattern) for pattern in FILES)
+    return _matches(file, FILES + FILES_FOR_OTHERS)
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as data:
-        digest = hashlib.file_digest(data, "sha256").hexdigest()
-    return {"size": file.stat().st_size, "sha256": digest}
+def _matches(file: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(file, pattern) for pattern in patterns)
 
 
 @contextmanager

@@ -29,9 +29,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        files = {file.relative_to(temporary).as_posix(): file for file in files_in(temporary)}
+        manifest = {name: fingerprint(file) for name, file in files.items()}
         write_json(temporary / MANIFEST, {"files": manifest})
-        sync_folder(temporary)
+        for inner in {file.parent for file in files.values()} | {temporary}:
+            sync_folder(inner)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
         sync_folder(folder.parent)
@@ -53,7 +55,7 @@ def verify(folder: Path) -> None:
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise CorruptFileError(f"{folder / name} is missing")
-        if _fingerprint(folder / name) != expected:
+        if fingerprint(folder / name) != expected:
             raise CorruptFileError(f"{folder / name} is damaged: it differs from {MANIFEST}")
 
 
@@ -75,7 +77,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_synced(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and in the folders in it, in the order of their paths."""
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file: its size in bytes and its SHA-256. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}

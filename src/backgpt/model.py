@@ -293,7 +293,7 @@ class Transformer(nn.Module):
         length = ids.shape[1]
         self._check_length(length)
         cos, sin = self.cos[:length, None], self.sin[:length, None]
-        return self._apply_layers(ids, cos, sin, lambda layer: kernels.causal_attention)
+        return self.apply_layers(ids, cos, sin, lambda layer: kernels.causal_attention)
 
     def extend(self, ids: Tensor, cache: Cache, rows: list[int]) -> Tensor:
         """Append `ids` (B, T) to the B `rows` of `cache`; return the logits after the last, (B, V).
@@ -306,7 +306,7 @@ class Transformer(nn.Module):
         self._check_length(max(cache.lengths[row] for row in rows) + count)
         reading = Reading(cache, rows, count)
         cos, sin = self.cos[reading.positions, None], self.sin[reading.positions, None]
-        hidden = self._apply_layers(ids, cos, sin, reading.layer)
+        hidden = self.apply_layers(ids, cos, sin, reading.layer)
         for row in rows:
             cache.lengths[row] += count
         return F.linear(hidden[:, -1], self.model.embed_tokens.weight).float()
@@ -322,10 +322,13 @@ class Transformer(nn.Module):
             if isinstance(module, Fusible):
                 module.compiled = regions
 
-    def _apply_layers(
+    def apply_layers(
         self, ids: Tensor, cos: Tensor, sin: Tensor, attention_of: Callable[[int], Attend]
     ) -> Tensor:
-        """Return the normed stream (B, T, C); `attention_of(layer)` is how that layer attends."""
+        """Return the normed stream (B, T, C); `attention_of(layer)` is how that layer attends.
+
+        `cos` and `sin` are of the positions of `ids` (B, T), in the shape `norm_rotate` takes.
+        """
         dtype = self._product_dtype()
         stream = self._drop(self.model.embed_tokens(ids))
         added = torch.zeros((), dtype=stream.dtype, device=stream.device)
