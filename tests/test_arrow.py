@@ -262,6 +262,7 @@ def learned(source: str, out: Path, **settings: Any) -> ArrowReport:
     return run(ArrowJob(source, out, seeds=(1, 2), settings={**TINY, **changed}))
 
 
+@pytest.mark.slow
 def test_a_reversible_source_has_a_gap_whose_interval_holds_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

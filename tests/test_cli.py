@@ -91,6 +91,7 @@ def test_the_ending_stands_at_the_end_of_standard_output(run: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_prompt_is_the_same_flag_and_a_seed_repeats(run: Path) -> None:
     options = ["sample", "--model", run, "--max-new-tokens=12", "--seed=1"]
     first = backgpt_command(*options, "--ending", "The end.")
@@ -504,6 +505,7 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     assert f"going on from step {step:,}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_no_other_flag_than_its_folder(run: Path) -> None:
     done = backgpt_command("train", "--out", run)
     assert done.returncode == 0, done.stderr
@@ -526,6 +528,7 @@ def test_training_without_torch_names_the_extra(dataset_path: Path) -> None:
     assert_refused(done, 2, "pip install 'backgpt[train]'")
 
 
+@pytest.mark.slow
 def test_sampling_needs_torch_only_without_the_native_engine(run: Path) -> None:
     sample = ("sample", "--model", str(run), "--ending", "x", "--max-new-tokens", "5")
     native = "backgpt.engine._native"
@@ -600,6 +603,7 @@ def test_settings_of_the_native_engine_are_refused_for_torch(run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("backgpt.engine._native"), reason="no native engine here")
 def test_both_engines_write_the_same_text(run: Path) -> None:
     sample = ("sample", "--model", run, "--ending", "The end.", "--seed=3", "--max-new-tokens=40")

@@ -338,6 +338,7 @@ def test_without_the_library_it_says_which_extra(
         hub_module.download("nonsense")
 
 
+@pytest.mark.slow
 def test_the_environment_says_which_hub_and_whether_it_may_be_asked(
     hub: Hub, folder: Path, tmp_path: Path
 ) -> None:

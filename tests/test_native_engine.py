@@ -215,7 +215,13 @@ def test_rows_together_get_what_each_gets_alone(dtype: str, isa: str) -> None:
         assert error < (1e-5 if dtype == "float32" else 0.02)
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, marks=pytest.mark.slow if isa == "plain" else ())
+        for isa in instruction_sets()
+    ],
+)
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_whole_numbers_give_the_same_bits_whatever_is_read_beside(dtype: str, isa: str) -> None:
     config = preset("nano", 512, n_layer=2)

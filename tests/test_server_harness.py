@@ -147,7 +147,9 @@ def in_process(model: Model, texts: Sequence[str]) -> list[float]:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(("name", "n_pairs"), [("stories", N_PAIRS), ("float", 10)])
+@pytest.mark.parametrize(
+    ("name", "n_pairs"), [pytest.param("stories", N_PAIRS, marks=pytest.mark.slow), ("float", 10)]
+)
 def test_whole_sentences_score_as_in_process_and_so_do_pairs(
     address: str, models: dict[str, Model], name: str, n_pairs: int, direction: Direction
 ) -> None:
@@ -179,7 +181,9 @@ def test_the_native_engine_gives_the_same_numbers_in_any_batch(
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(("name", "n"), [("stories", N_PAIRS), ("float", 10)])
+@pytest.mark.parametrize(
+    ("name", "n"), [pytest.param("stories", N_PAIRS, marks=pytest.mark.slow), ("float", 10)]
+)
 def test_without_writing_sentences_given_as_text_score_the_same(
     address: str, models: dict[str, Model], name: str, n: int, direction: Direction
 ) -> None:

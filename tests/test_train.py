@@ -342,6 +342,7 @@ def test_weights_that_are_no_numbers_are_never_saved(dataset_path: Path, tmp_pat
     assert checkpoints(config.out) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     dataset_path: Path, tmp_path: Path
 ) -> None:
@@ -404,8 +405,15 @@ def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path) -> N
     assert not config.out.exists()
 
 
-@pytest.mark.parametrize("unit", ["token", "word"])
-@pytest.mark.parametrize("direction", ["backward", "forward"])
+@pytest.mark.parametrize(
+    ("direction", "unit"),
+    [
+        ("backward", "token"),
+        ("forward", "word"),
+        pytest.param("backward", "word", marks=pytest.mark.slow),
+        pytest.param("forward", "token", marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_falls_in_both_directions_and_units(
     dataset_path: Path, tmp_path: Path, direction: str, unit: str
 ) -> None:
