@@ -61,14 +61,12 @@ class Task:
 
     def weights(self) -> Arrays:
         """Return random weights, the same for everyone, by Hugging Face name."""
-        from backgpt.engine.native_engine import shapes
-
         random = np.random.default_rng(0)
         return {
             name: random.standard_normal(shape, dtype=np.float32) * 0.02
             if len(shape) > 1
             else np.ones(shape, dtype=np.float32)
-            for name, shape in shapes(self.shape).items()
+            for name, shape in self.shape.array_shapes().items()
         }
 
     def ids(self, count: int) -> npt.NDArray[np.int64]:

@@ -419,10 +419,10 @@ def test_a_program_that_never_frees_its_engine_ends_quietly_and_loads_no_torch()
 import sys
 import numpy as np
 from backgpt.shape import ModelConfig
-from backgpt.engine.native_engine import NativeEngine, shapes
+from backgpt.engine.native_engine import NativeEngine
 config = ModelConfig(n_layer=1, n_head=2, n_kv_head=2, n_embd=32, vocab_size=40, block_size=32,
                      intermediate_size=32)
-weights = {name: np.ones(shape, np.float32) for name, shape in shapes(config).items()}
+weights = {name: np.ones(shape, np.float32) for name, shape in config.array_shapes().items()}
 engine = sys.engine = NativeEngine(config, weights, threads=2)
 print(engine.prefill(np.arange(5))[1].shape, "torch" in sys.modules)
 """

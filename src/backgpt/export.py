@@ -20,7 +20,6 @@ from backgpt.checkpoint import TOKENIZER, WEIGHTS, ModelFolder, model_folder, re
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
 from backgpt.manifest import MANIFEST, read_json
-from backgpt.shape import ModelConfig
 from backgpt.tokenizer import END, START
 
 EXPORT = "export.json"
@@ -115,7 +114,7 @@ def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
 
 def _check_weights(model: ModelFolder, folder: Path) -> None:
     """Raise CorruptFileError unless all weights are there, in shape, and numbers."""
-    wanted, found = _shapes(model.config), model.weights
+    wanted, found = model.config.array_shapes(), model.weights
     if set(wanted) != set(found):
         name = min(set(wanted) ^ set(found))
         what = "is missing" if name in wanted else "is not known"
@@ -127,34 +126,6 @@ def _check_weights(model: ModelFolder, folder: Path) -> None:
             )
         if not np.isfinite(array).all():
             raise CorruptFileError(f"{folder}: {name} holds what is not a number: train it anew")
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array of a model, by Hugging Face's name."""
-    width, feed, dim = config.n_embd, config.intermediate_size, config.head_dim
-    query, key = config.n_head * dim, config.n_kv_head * dim
-    of_layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (width,),
-        "self_attn.q_proj": (query, width),
-        "self_attn.k_proj": (key, width),
-        "self_attn.v_proj": (key, width),
-        "self_attn.o_proj": (width, query),
-        "self_attn.q_norm": (dim,),
-        "self_attn.k_norm": (dim,),
-        "post_attention_layernorm": (width,),
-        "mlp.gate_proj": (feed, width),
-        "mlp.up_proj": (feed, width),
-        "mlp.down_proj": (width, feed),
-    }
-    return {
-        "model.embed_tokens.weight": (config.vocab_size, width),
-        "model.norm.weight": (width,),
-        **{
-            f"model.layers.{layer}.{name}.weight": shape
-            for layer in range(config.n_layer)
-            for name, shape in of_layer.items()
-        },
-    }
 
 
 def check_free(out: Path) -> None:

@@ -23,10 +23,10 @@ from backgpt.checkpoint import (
 )
 from backgpt.errors import CorruptFileError, DataError, MissingExtraError, UsageError
 from backgpt.files import write_synced
-from backgpt.foreign_model import EMBEDDING, ForeignModel, read_tokenizer
+from backgpt.foreign_model import ForeignModel, read_tokenizer
 from backgpt.manifest import read_json, whole_folder, write_json
 from backgpt.quantize import Arrays
-from backgpt.shape import ModelConfig
+from backgpt.shape import EMBEDDING, ModelConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INDEX = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ def read_folder(source: Path, tokenizer: Path | None) -> ForeignModel:
     fits = family == "qwen3" and _is_plain(values, found)
     if fits:
         weights = _read(files, found)
-        _check_shapes(source, {k: v.shape for k, v in weights.items()}, _own_shapes(config))
+        _check_shapes(source, {k: v.shape for k, v in weights.items()}, config.array_shapes())
     else:
         _check_shapes(source, found, _their_shapes(source))
         weights = {name: np.broadcast_to(np.float32("nan"), s) for name, s in found.items()}
@@ -204,15 +204,6 @@ def _opened(path: Path, *, framework: str = "np") -> Any:
         return safe_open(path, framework=framework)
     except (OSError, SafetensorError) as error:
         raise CorruptFileError(f"{path} is damaged: {error}") from None
-
-
-def _own_shapes(config: ModelConfig) -> Shapes:
-    import torch
-
-    from backgpt.model import Transformer
-
-    with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in Transformer(config).state_dict().items()}
 
 
 def _their_shapes(source: Path) -> Shapes:

@@ -10,7 +10,7 @@ from backgpt.manifest import read_json
 from backgpt.order import Direction, Unit
 from backgpt.quantize import Arrays
 from backgpt.sentencepiece_model import read_sentencepiece
-from backgpt.shape import ModelConfig
+from backgpt.shape import EMBEDDING, ModelConfig
 from backgpt.tokenizer import Tokenizer
 
 
@@ -45,9 +45,6 @@ class ForeignModel:
         return ModelFolder(
             config, direction, unit, tokenizer, weights, family=self.family, path=self.path
         )
-
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 def read_tokenizer(path: Path) -> tuple[dict[str, Any], int | None, int | None]:

@@ -11,6 +11,8 @@ from typing import Any
 from backgpt.errors import ConfigError
 
 MAX_VOCAB_SIZE = 65_536  # of what is trained here: its ids are stored as uint16
+EMBEDDING = "model.embed_tokens.weight"
+"""What Hugging Face calls the embedding of ids, which is the head as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,30 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim = {self.head_dim} is odd; rotary needs pairs")
+
+    def array_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of such a model, by Hugging Face's name."""
+        width, feed, dim = self.n_embd, self.intermediate_size, self.head_dim
+        q_width, kv_width = self.n_head * dim, self.n_kv_head * dim
+        of_layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (width,),
+            "self_attn.q_norm": (dim,),
+            "self_attn.k_norm": (dim,),
+            "self_attn.q_proj": (q_width, width),
+            "self_attn.k_proj": (kv_width, width),
+            "self_attn.v_proj": (kv_width, width),
+            "self_attn.o_proj": (width, q_width),
+            "post_attention_layernorm": (width,),
+            "mlp.gate_proj": (feed, width),
+            "mlp.up_proj": (feed, width),
+            "mlp.down_proj": (width, feed),
+        }
+        layers = {
+            f"model.layers.{layer}.{name}.weight": shape
+            for layer in range(self.n_layer)
+            for name, shape in of_layer.items()
+        }
+        return {EMBEDDING: (self.vocab_size, width), **layers, "model.norm.weight": (width,)}
 
 
 _LEAST = {"block_size": 2, "head_dim": 2}

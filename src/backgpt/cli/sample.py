@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
@@ -21,11 +22,23 @@ from backgpt.errors import UsageError
 if TYPE_CHECKING:
     from backgpt.api import Model
     from backgpt.hints import Hints, Length
+    from backgpt.rank import Method
+    from backgpt.sampling import Sampling
 
 BEST_OF = 8  # bridges, or lines of verse, that are written for one that is kept
 LINES = 4  # that rhyme
 
 Kind = Literal["text", "bridge", "around", "verse"]
+
+CALLED: dict[Kind, str] = {"bridge": "a bridge", "around": "--around", "verse": "verse"}
+_OF_TEXTS = ("prompt", "order", "continues", "stop", "rank", "stream")
+NOT_WITH: dict[Kind, tuple[str, ...]] = {
+    "text": (),
+    "bridge": _OF_TEXTS,
+    "around": (*_OF_TEXTS, "words", "length", "best_of"),
+    "verse": (*_OF_TEXTS, "words", "length", "max_new_tokens", "twin"),
+}
+"""The options that mean nothing for a kind of text."""
 
 
 def sample(
@@ -132,47 +145,37 @@ def sample(
     --end-words or --rhyme verse. A model trained with hints can also be told which words should
     occur and how long the text should be.
     """
-    kind = _kind(ending=ending, opening=opening, around=around, end_words=end_words, rhyme=rhyme)
-    if num_samples < 1:
-        raise UsageError(f"n = {num_samples}: ask for at least 1 text")
-    if best_of is not None and best_of < 1:
-        raise UsageError(f"best-of = {best_of}: it must be 1 or more")
-    if lines is not None and lines < 1:
-        raise UsageError(f"lines = {lines}: it must be 1 or more")
-    if kind != "text":
-        _refuse(
-            kind,
-            prompt=prompt,
-            order=order if order == "model" else None,
-            continues=continues or None,
-            stop=stop,
-            rank=rank,
-            stream=stream or None,
-        )
-    if stream and (num_samples > 1 or best_of or as_json or order == "model"):
-        raise UsageError(
-            "--stream shows one text from one given: leave out --num-samples, --best-of, --json "
-            "and --order"
-        )
-    if as_json and order == "model":
-        raise UsageError("--json has the text in reading order: leave out --order")
-    if kind in ("around", "verse"):
-        _refuse(kind, words=words, length=length)
-    if kind == "verse":
-        _refuse(kind, max_new_tokens=max_new_tokens, twin=twin)
-    if kind == "around":
-        _refuse(kind, best_of=best_of)
-    if lines is not None and rhyme is None:
-        raise UsageError("--lines says how many lines rhyme: give --rhyme, or leave it out")
-    if kind == "text" and best_of is None and (rank is not None or twin is not None):
-        raise UsageError("--rank and --twin choose among the texts of --best-of: give it as well")
-    sampling = sampling_from(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
+    asked = Asked(
+        ending=ending,
+        opening=opening,
+        around=around,
+        end_words=end_words,
+        rhyme=rhyme,
+        lines=lines,
+        words=words,
+        length=length,
+        prompt=prompt,
+        twin=twin,
+        num_samples=num_samples,
+        best_of=best_of,
+        rank=rank,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        seed=seed,
+        continues=continues,
+        order=order,
+        stream=stream,
+        as_json=as_json,
+        sampling=sampling_from(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        ),
     )
+    kind = asked.kind()
+    asked.check(kind)
     settings: dict[str, Any] = {
         "engine": engine,
         "device": device,
@@ -181,89 +184,176 @@ def sample(
     }
     loaded = open_model(model, direction=direction, **settings)
     other = _open_twin(loaded, twin, settings)
-    if prompt is not None:
-        if ending is not None or opening is not None:
-            raise UsageError("--prompt stands for --ending or --opening: give one of them")
-        ending, opening = (prompt, None) if loaded.direction == "backward" else (None, prompt)
-    ending, opening, around = _read_dashes(ending, opening, around)
-    common: dict[str, Any] = {"sampling": sampling, "seed": seed}
-    if kind == "bridge":
-        bridges = loaded.bridge(
-            opening or "",
-            ending or "",
-            num_samples * (best_of or BEST_OF),
-            twin=other,
-            words=_split(words),
-            length=length,
-            max_new_tokens=max_new_tokens,
-            **common,
-        )
-        print_texts(map(record_of_bridge, bridges[:num_samples]), as_json=as_json)
-        return
-    if kind == "around":
-        found = loaded.surround(
-            around or "", num_samples, twin=other, max_new_tokens=max_new_tokens, **common
-        )
-        print_texts(map(record_of_surrounded, found), as_json=as_json)
-        return
-    if kind == "verse":
-        given = list(_split(end_words))
-        if rhyme is not None:
-            given = loaded.rhyming_words(rhyme, LINES if lines is None else lines, seed=seed)
-        verses = loaded.verse(given, n=num_samples, candidates=best_of or BEST_OF, **common)
-        print_texts(map(record_of_verse, verses), as_json=as_json)
-        return
+    asked = asked.read(loaded)
+    write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
+    write(loaded, other, asked)
 
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be written: the options of `sample`, but for those that say what writes it."""
+
+    ending: str | None
+    opening: str | None
+    around: str | None
+    end_words: str | None
+    rhyme: str | None
+    lines: int | None
+    words: str | None
+    length: "Length | None"
+    prompt: str | None
+    twin: str | None
+    num_samples: int
+    best_of: int | None
+    rank: "Method | None"
+    max_new_tokens: int | None
+    stop: list[str] | None
+    seed: int | None
+    continues: bool
+    order: Literal["reading", "model"]
+    stream: bool
+    as_json: bool
+    sampling: "Sampling"
+
+    def kind(self) -> Kind:
+        """Return what is to be written; raise UsageError for what excludes each other."""
+        names = ("ending", "opening", "around", "end_words", "rhyme")
+        named = [name for name in names if getattr(self, name) is not None]
+        special: dict[str, Kind] = {"around": "around", "end_words": "verse", "rhyme": "verse"}
+        for name in named:
+            if name in special and len(named) > 1:
+                raise UsageError(f"{_flags(named)} exclude each other: give one of them")
+            if name in special:
+                return special[name]
+        return "bridge" if len(named) == 2 else "text"
+
+    def check(self, kind: Kind) -> None:
+        """Raise UsageError for numbers that cannot be, and options that do not go together."""
+        if self.num_samples < 1:
+            raise UsageError(f"n = {self.num_samples}: ask for at least 1 text")
+        if self.best_of is not None and self.best_of < 1:
+            raise UsageError(f"best-of = {self.best_of}: it must be 1 or more")
+        if self.lines is not None and self.lines < 1:
+            raise UsageError(f"lines = {self.lines}: it must be 1 or more")
+        named = [name for name in NOT_WITH[kind] if self._is_given(name)]
+        if named:
+            raise UsageError(f"{_flags(named)} cannot be had with {CALLED[kind]}: leave it out")
+        many = self.num_samples > 1 or self.best_of
+        if self.stream and (many or self.as_json or self.order == "model"):
+            raise UsageError(
+                "--stream shows one text from one given: leave out --num-samples, --best-of, "
+                "--json and --order"
+            )
+        if self.as_json and self.order == "model":
+            raise UsageError("--json has the text in reading order: leave out --order")
+        if self.lines is not None and self.rhyme is None:
+            raise UsageError("--lines says how many lines rhyme: give --rhyme, or leave it out")
+        chooses = self.rank is not None or self.twin is not None
+        if kind == "text" and self.best_of is None and chooses:
+            raise UsageError(
+                "--rank and --twin choose among the texts of --best-of: give it as well"
+            )
+
+    def read(self, model: "Model") -> "Asked":
+        """Return the same with --prompt in its place, and standard input in that of a dash."""
+        ending, opening = self.ending, self.opening
+        if self.prompt is not None:
+            if ending is not None or opening is not None:
+                raise UsageError("--prompt stands for --ending or --opening: give one of them")
+            backward = model.direction == "backward"
+            ending, opening = (self.prompt, None) if backward else (None, self.prompt)
+        texts = (ending, opening, self.around)
+        if texts.count("-") > 1:
+            raise UsageError("- reads standard input: give it once")
+        ending, opening, around = (standard_input() if text == "-" else text for text in texts)
+        return replace(self, prompt=None, ending=ending, opening=opening, around=around)
+
+    @property
+    def wanted_words(self) -> tuple[str, ...]:
+        """The words that should occur."""
+        return _split(self.words)
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value == "model" if name == "order" else value is not None and value is not False
+
+
+def _text(model: "Model", twin: "Model | None", asked: Asked) -> None:
+    """Write texts from what is given, or show one growing on a terminal."""
     request: dict[str, Any] = {
-        "ending": ending,
-        "opening": opening,
-        "words": _split(words),
-        "length": length,
-        "continues": continues,
-        "max_new_tokens": max_new_tokens,
-        "stop": stop or (),
-        **common,
+        "ending": asked.ending,
+        "opening": asked.opening,
+        "words": asked.wanted_words,
+        "length": asked.length,
+        "continues": asked.continues,
+        "max_new_tokens": asked.max_new_tokens,
+        "stop": asked.stop or (),
+        "sampling": asked.sampling,
+        "seed": asked.seed,
     }
-    leftward = loaded.direction == "backward"
-    if stream and sys.stdout.isatty():
-        start = (ending if leftward else opening) or ""
-        show_growing(loaded.stream(**request), start, leftward=leftward)
+    leftward = model.direction == "backward"
+    if asked.stream and sys.stdout.isatty():
+        start = (asked.ending if leftward else asked.opening) or ""
+        show_growing(model.stream(**request), start, leftward=leftward)
         return
     started = time.perf_counter()
-    texts = loaded.write(**request, n=num_samples, best_of=best_of or 1, rank_by=rank, twin=other)
-    if order == "model":
-        shown = [loaded.as_written(text, continues=continues) for text in texts]
+    texts = model.write(
+        **request, n=asked.num_samples, best_of=asked.best_of or 1, rank_by=asked.rank, twin=twin
+    )
+    if asked.order == "model":
+        shown = [model.as_written(text, continues=asked.continues) for text in texts]
         print_texts(({"text": text} for text in shown), as_json=False)
         return
     n_written = sum(text.n_tokens for text in texts)
-    speed = n_written / (time.perf_counter() - started) if best_of is None else None
-    hints = _hints(loaded, opening, request["words"], length)
-    records = (record_of_text(loaded, text, hints, speed) for text in texts)
-    print_texts(records, as_json=as_json)
+    speed = n_written / (time.perf_counter() - started) if asked.best_of is None else None
+    hints = _hints(model, asked.opening, asked.wanted_words, asked.length)
+    records = (record_of_text(model, text, hints, speed) for text in texts)
+    print_texts(records, as_json=asked.as_json)
 
 
-def _kind(**given: str | None) -> Kind:
-    """Return what is to be written; raise UsageError for what excludes each other."""
-    kinds: dict[str, Kind] = {
-        "around": "around",
-        "end_words": "verse",
-        "rhyme": "verse",
-    }
-    named = [name for name, value in given.items() if value is not None]
-    special = [name for name in named if name in kinds]
-    if special and len(named) > 1:
-        raise UsageError(f"{_flags(named)} exclude each other: give one of them")
-    if special:
-        return kinds[special[0]]
-    return "bridge" if {"opening", "ending"} <= set(named) else "text"
+def _bridge(model: "Model", twin: "Model | None", asked: Asked) -> None:
+    """Write the best bridges from the opening to the ending."""
+    bridges = model.bridge(
+        asked.opening or "",
+        asked.ending or "",
+        asked.num_samples * (asked.best_of or BEST_OF),
+        twin=twin,
+        words=asked.wanted_words,
+        length=asked.length,
+        max_new_tokens=asked.max_new_tokens,
+        sampling=asked.sampling,
+        seed=asked.seed,
+    )
+    print_texts(map(record_of_bridge, bridges[: asked.num_samples]), as_json=asked.as_json)
 
 
-def _refuse(kind: Kind, **given: Any) -> None:
-    """Raise UsageError for options that do not go with a kind of text."""
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        what = {"bridge": "a bridge", "around": "--around", "verse": "verse"}[kind]
-        raise UsageError(f"{_flags(named)} cannot be had with {what}: leave it out")
+def _around(model: "Model", twin: "Model | None", asked: Asked) -> None:
+    """Write to both sides of a phrase."""
+    found = model.surround(
+        asked.around or "",
+        asked.num_samples,
+        twin=twin,
+        max_new_tokens=asked.max_new_tokens,
+        sampling=asked.sampling,
+        seed=asked.seed,
+    )
+    print_texts(map(record_of_surrounded, found), as_json=asked.as_json)
+
+
+def _verse(model: "Model", twin: "Model | None", asked: Asked) -> None:
+    """Write lines that end with the given words, or with words that rhyme."""
+    last_words = list(_split(asked.end_words))
+    if asked.rhyme is not None:
+        n_lines = LINES if asked.lines is None else asked.lines
+        last_words = model.rhyming_words(asked.rhyme, n_lines, seed=asked.seed)
+    verses = model.verse(
+        last_words,
+        n=asked.num_samples,
+        candidates=asked.best_of or BEST_OF,
+        sampling=asked.sampling,
+        seed=asked.seed,
+    )
+    print_texts(map(record_of_verse, verses), as_json=asked.as_json)
 
 
 def _flags(names: Iterable[str]) -> str:
@@ -276,13 +366,6 @@ def _open_twin(model: "Model", twin: str | None, settings: dict[str, Any]) -> "M
         return None
     other = "forward" if model.direction == "backward" else "backward"
     return open_model(twin, direction=other, **settings)
-
-
-def _read_dashes(*texts: str | None) -> list[str | None]:
-    """Return the texts, standard input for a "-", which can be read only once."""
-    if texts.count("-") > 1:
-        raise UsageError("- reads standard input: give it once")
-    return [standard_input() if text == "-" else text for text in texts]
 
 
 def _split(words: str | None) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ from backgpt.engine import Dtype, FloatArray, _native, checked_ids
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
 from backgpt.quantize import SCALE
-from backgpt.shape import ModelConfig
+from backgpt.shape import EMBEDDING, ModelConfig
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int32]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 
 
 def instruction_sets() -> list[str]:
@@ -40,31 +40,6 @@ def available_threads() -> int:
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota()))
-
-
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array of a model with one embedding, by Hugging Face name."""
-    width, feed, dim = config.n_embd, config.intermediate_size, config.head_dim
-    q_width, kv_width = config.n_head * dim, config.n_kv_head * dim
-    of_layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (width,),
-        "self_attn.q_norm": (dim,),
-        "self_attn.k_norm": (dim,),
-        "self_attn.q_proj": (q_width, width),
-        "self_attn.k_proj": (kv_width, width),
-        "self_attn.v_proj": (kv_width, width),
-        "self_attn.o_proj": (width, q_width),
-        "post_attention_layernorm": (width,),
-        "mlp.gate_proj": (feed, width),
-        "mlp.up_proj": (feed, width),
-        "mlp.down_proj": (width, feed),
-    }
-    layers = {
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(config.n_layer)
-        for name, shape in of_layer.items()
-    }
-    return {EMBEDDING: (config.vocab_size, width), **layers, "model.norm.weight": (width,)}
 
 
 class NativeEngine:
@@ -208,7 +183,7 @@ def _one_of(what: str, value: str | None, known: list[str]) -> str:
 
 def _fitting(config: ModelConfig, weights: Arrays) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays as the extension takes them: contiguous float32, or int8 with scales."""
-    wanted = shapes(config)
+    wanted = config.array_shapes()
     if HEAD in weights:
         wanted[HEAD] = wanted[EMBEDDING]
     fitting: dict[str, npt.NDArray[Any]] = {}
