@@ -263,7 +263,7 @@ def test_the_card_says_what_it_was_made_of_and_shows_stories_as_they_came(
 ) -> None:
     text = (ship("stories") / README).read_text()
     head = text.split("---\n")[1]
-    assert 'license_name: "CC0-1.0"' in head
+    assert 'license_name: "cc0-1.0"' in head
     assert '"backward", "forward"' in head
     for words in (
         *("A model for tests.", "By nobody.", "It was never trained.", "backgpt train"),

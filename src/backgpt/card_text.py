@@ -4,6 +4,7 @@ Rendered from the model's configuration and its card, if it has one.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,8 @@ def _head(direction: Directions, *, licence: str | None = None) -> list[str]:
         "tags": ["backgpt", *ways],
     }
     if licence is not None:  # the hub knows some licences by name, and calls all others this
-        values |= {"license": "other", "license_name": licence}
+        slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")  # and takes no more of a name
+        values |= {"license": "other", "license_name": slug}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     return ["---", *lines, "---", ""]
 
