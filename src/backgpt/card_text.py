@@ -80,8 +80,9 @@ def _head(direction: Directions, *, licence: str | None = None) -> list[str]:
         "pipeline_tag": "text-generation",
         "tags": ["backgpt", *ways],
     }
-    if licence is not None:  # the hub knows some licences by name, and calls all others this
-        slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")  # and takes no more of a name
+    if licence is not None:
+        # The hub knows some licences by name, and calls all others by a word without spaces.
+        slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
         values |= {"license": "other", "license_name": slug}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     return ["---", *lines, "---", ""]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import open_model, sampling_from, standard_input
+from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ SEPARATOR = "\n---\n"
 def chat(
     model: Annotated[
         str | None,
-        Option(
-            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
-            f"run folder (its best); {CHAT_MODEL} if none is given."
-        ),
+        Option(help=f"What asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
     mode: Annotated[
         Literal["ask", "rewind", "reply"],

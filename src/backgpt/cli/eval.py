@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from backgpt.cli.given import open_model
+from backgpt.cli.given import WHICH_MODEL, open_model
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def evaluate(
         list[str],
         Argument(
             metavar="MODEL...",
-            help="The backward model: a built-in model's name, a model folder, a checkpoint, or a "
-            "run folder; several if it was trained with several seeds.",
+            help=f"The backward model: {WHICH_MODEL}; several if it was trained with several "
+            "seeds.",
         ),
     ],
     data: Annotated[

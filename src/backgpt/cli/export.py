@@ -6,16 +6,14 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from backgpt.cli.given import WHICH_MODEL
 from backgpt.errors import UsageError
 
 
 def export(
     model: Annotated[
         str,
-        Argument(
-            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
-            "run folder (its best)."
-        ),
+        Argument(help=f"What to export: {WHICH_MODEL}."),
     ],
     out: Annotated[Path, Argument(help="The folder to make, or the file.")],
     to: Annotated[

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from backgpt.engines import EngineName
     from backgpt.sampling import Sampling
 
+WHICH_MODEL = (
+    "a built-in model's name (see 'backgpt info'), a model folder, a checkpoint, a run folder (its "
+    "best), or OWNER/NAME on the Hugging Face hub"
+)
+"""What a model may be, wherever one is asked for."""
+
 ISA = "BACKGPT_ISA"  # names the instruction set of the native engine; for tests
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
+from backgpt.cli.given import WHICH_MODEL
+
 if TYPE_CHECKING:
     from backgpt.builtin import ModelInfo
 
@@ -23,7 +25,7 @@ class _Loss(NamedTuple):
 def info(
     model: Annotated[
         str | None,
-        Argument(help="A built-in model's name, a model folder, a checkpoint, or a run folder."),
+        Argument(help=f"Which one to describe: {WHICH_MODEL}."),
     ] = None,
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line for each model.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
+from backgpt.cli.given import WHICH_MODEL
 from backgpt.errors import UsageError
 
 
@@ -14,10 +15,7 @@ def label(
     out: Annotated[Path, Option(help="The instruction file to write, or to go on with.")],
     model: Annotated[
         str | None,
-        Option(
-            help="The model that asks: a built-in model's name, a model folder, a checkpoint, or a "
-            f"run folder; {CHAT_MODEL} if none is given."
-        ),
+        Option(help=f"The model that asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
     field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
     candidates: Annotated[int, Option(help="How many questions to write for each text.")] = 4,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import open_model, sampling_from, standard_input
+from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
 from backgpt.cli.growing import show_growing
 from backgpt.cli.written import (
     print_texts,
@@ -44,10 +44,7 @@ NOT_WITH: dict[Kind, tuple[str, ...]] = {
 def sample(
     model: Annotated[
         str | None,
-        Option(
-            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
-            "run folder (its best); stories if none is given."
-        ),
+        Option(help=f"What writes: {WHICH_MODEL}; stories if none is given."),
     ] = None,
     ending: Annotated[str | None, Option(help="The ending to write toward; - reads it.")] = None,
     opening: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from backgpt.cli.given import open_model, standard_input
+from backgpt.cli.given import WHICH_MODEL, open_model, standard_input
 from backgpt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ def score(
     ],
     model: Annotated[
         str | None,
-        Option(
-            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
-            "run folder (its best); stories if none is given."
-        ),
+        Option(help=f"What reads: {WHICH_MODEL}; stories if none is given."),
     ] = None,
     direction: Annotated[
         Literal["backward", "forward"] | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from backgpt.cli.chat import CHAT_MODEL
-from backgpt.cli.given import open_model
+from backgpt.cli.given import WHICH_MODEL, open_model
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def serve(
     model: Annotated[
         list[str] | None,
         Option(
-            help="A built-in model's name, a model folder, a checkpoint, or a run folder; all "
-            "built-in models if none is given. NAME=FOLDER calls it NAME. Repeatable."
+            help=f"What to serve: {WHICH_MODEL}; all built-in models if none is given. NAME=MODEL "
+            "calls it NAME. Repeatable."
         ),
     ] = None,
     host: Annotated[str, Option(help="The address to listen on.")] = "127.0.0.1",

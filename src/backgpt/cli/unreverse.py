@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from backgpt.cli.given import WHICH_MODEL
 from backgpt.errors import DataError
 
 
@@ -13,8 +14,8 @@ def unreverse(
     model: Annotated[
         str | None,
         Option(
-            help="The model that wrote it, for its tokenizer and order: a built-in model's name, "
-            "a model folder, a checkpoint, or a run folder; stories if none is given."
+            help=f"The model that wrote it, for its tokenizer and order: {WHICH_MODEL}; stories if "
+            "none is given."
         ),
     ] = None,
     direction: Annotated[
