@@ -148,7 +148,7 @@ def events(*chunks: Any) -> bytes:
 
 
 def chunk(ids: list[int], *, index: int = 0, finish: str | None = None, **more: Any) -> Any:
-    """Return a chunk as vLLM 0.11 writes it, told `return_token_ids` and `logprobs`."""
+    """Return a chunk as vLLM writes it, told `return_token_ids` and `logprobs`."""
     return {
         "id": "cmpl-1",
         "object": "text_completion",
