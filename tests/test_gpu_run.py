@@ -146,6 +146,20 @@ def test_a_fresh_machine_goes_on_from_the_weights_that_came_home(
     assert first[0] < start[0] - 0.5
 
 
+def test_beside_the_checkout_the_code_is_taken_from_there(
+    data: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    pack(data, tmp_path / "calls", dataset_path / "tokenizer.json", "--beside-checkout")
+    call, state = tmp_path / "calls" / "call-1", tmp_path / "state"
+    assert not (call / "code").exists()
+    command(
+        SCRIPTS / "gpu_run.sh", "go", call, "--out", tmp_path / "home", "--state", state, "--only=-"
+    )
+    assert (state / "code" / "src" / "backgpt" / "train.py").is_file()
+    assert (state / "code" / "tests" / "test_cuda.py").is_file()
+    assert not (state / "code" / "src" / "backgpt" / "models").exists()
+
+
 def test_a_call_that_is_too_large_is_refused(
     data: Path, dataset_path: Path, tmp_path: Path
 ) -> None:

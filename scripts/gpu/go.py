@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 from jobs import Clock, Job, Preparing, command_of, last_step, share_done
-from plan import GIVEN, PLAN, RUNS, Plan, Stage, State, read_plan, table, valid_loss
+from plan import GIVEN, PLAN, RUNS, Plan, Stage, State, copy_code, read_plan, table, valid_loss
 
 MIB = 1 << 20
 
@@ -121,8 +121,11 @@ def _is_room(stage: Stage, jobs: list[Job]) -> bool:
 def take_in(call: Path, state: Path) -> None:
     """Take what a call brought into the state folder; code and plan replace what was there.
 
-    Wheels are unpacked, which is all that installing these is.
+    Where it brought no code, that of this script's checkout is taken. Wheels are unpacked, which is
+    all that installing these is.
     """
+    if not (call / "code").is_dir():
+        copy_code(state / "code")
     for name in ("code", "peers"):
         if (call / name).is_dir():
             shutil.rmtree(state / name, ignore_errors=True)

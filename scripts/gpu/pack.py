@@ -4,7 +4,8 @@
 
 DATA has the layout of scripts/base_corpus.py. OUT/call-1, call-2, ... each hold the code, the
 packages missing there, and their share of the data as it is, compressed text; what the first
-stages need is in the first. Where the checkout travels too, --beside-checkout counts it.
+stages need is in the first. Where the checkout travels too, --beside-checkout counts it and leaves
+the code out, which is then taken from there.
 """
 
 import argparse
@@ -16,14 +17,10 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from plan import GIVEN, PLAN, PROGRESS, Plan, read_plan
+from plan import GIVEN, PLAN, PROGRESS, ROOT, Plan, copy_code, read_plan
 
-ROOT = Path(__file__).parents[2]
-CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
-LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "models", "*.so", "*.egg-info")
 PYTHON, PLATFORMS = (
     "3.12",
     ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
@@ -92,12 +89,8 @@ def find(data: Path, listed: str) -> Path:
 
 def _pack_always(folder: Path, plan: Plan, given: argparse.Namespace) -> None:
     """Put what every call carries into `folder`."""
-    for name in CODE:
-        source = ROOT / name
-        copy: Any = shutil.copyfile if source.is_file() else shutil.copytree
-        keep = {} if source.is_file() else {"ignore": LEFT_OUT}
-        (folder / "code").mkdir(exist_ok=True)
-        copy(source, folder / "code" / name, **keep)
+    if not given.beside_checkout:
+        copy_code(folder / "code")
     shutil.copyfile(given.plan, folder / PLAN)
     _pack_tokenizer(folder, given)
     for peer in given.peer:

@@ -5,6 +5,7 @@ run folder of `backgpt train` for each stage, from whose files everything else i
 """
 
 import json
+import shutil
 import statistics
 import tomllib
 from dataclasses import dataclass, field
@@ -12,6 +13,22 @@ from pathlib import Path
 from typing import Any
 
 RUNS, PREPARED, GIVEN, PLAN = "runs", "prepared", "given", "plan.toml"
+ROOT = Path(__file__).parents[2]
+CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
+_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "models", "*.so", "*.egg-info")
+
+
+def copy_code(target: Path) -> None:
+    """Copy what the stages need of this checkout into the folder `target`, made anew."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=_LEFT_OUT)
+        else:
+            shutil.copyfile(ROOT / name, target / name)
+
+
 PROGRESS = "progress.json"  # in a folder of weights: which stage and step they are of
 
 
