@@ -316,9 +316,14 @@ def test_bad_checkpoints_are_refused(
 
     (tmp_path / "cut.pt").write_bytes((tmp_path / "ckpt.pt").read_bytes()[:1000])
     (tmp_path / "text.pt").write_text("hello")
-    for name in ("cut.pt", "text.pt"):
+    (tmp_path / "llama.gguf").write_bytes(b"GGUF" + bytes(100))
+    for name, reason in (
+        ("cut.pt", "not a checkpoint"),
+        ("text.pt", "not a checkpoint"),
+        ("llama.gguf", "is a GGUF file: import the folder"),
+    ):
         path, flags = tmp_path / name, ("--direction", "forward", "--tokenizer", pieces)
-        assert "not a checkpoint" in refused(capsys, tmp_path / "out", path, *flags)
+        assert reason in refused(capsys, tmp_path / "out", path, *flags)
     nothing = refused(capsys, tmp_path / "out", tmp_path / "no.pt", "--direction", "forward")
     assert "nothing at" in nothing
     damaged = tmp_path / "damaged.model"
@@ -522,6 +527,7 @@ def test_bad_folders_are_refused(
     assert "model_type = 'gpt2'" in message(model_type="gpt2")
     assert "quantized" in message(quantization_config={"bits": 4})
     assert "has a direction" in message(direction="forward")
+    assert "has a direction" in message("--first", EOT, direction="backward")
     assert "transformers cannot read it" in message(
         rope_parameters={"rope_type": "none-such", "rope_theta": 1e4}
     )

@@ -15,6 +15,7 @@ from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.foreign_folder import copy_folder, read_folder
 from backgpt.foreign_model import ForeignModel
 from backgpt.foreign_tokenizer import vocabulary, with_markers
+from backgpt.manifest import read_json
 from backgpt.order import Direction, RightwardDecoder, Unit
 from backgpt.quantize import count_parameters
 from backgpt.smolgpt_checkpoint import CHECKPOINT, read_smolgpt
@@ -95,6 +96,8 @@ def import_model(
 def _direction(source: Path, direction: Direction | None, *, reversed_words: bool) -> Direction:
     if not source.exists():
         raise DataError(f"there is nothing at {source}: give a checkpoint or a folder")
+    if (source / CONFIG).is_file() and "direction" in read_json(source / CONFIG):
+        raise UsageError(f"{source} has a direction: it is a model of backgpt, load it as it is")
     if reversed_words and direction == "forward":
         raise UsageError("a model of reversed words runs backward: leave out --direction")
     if reversed_words:

@@ -105,8 +105,6 @@ def copy_folder(model: ForeignModel, folder: ModelFolder, out: Path, card: bytes
 
 def _check_config(source: Path, values: dict[str, Any]) -> None:
     path = source / CONFIG
-    if values.get("direction") is not None:
-        raise UsageError(f"{path} has a direction: it is a model of backgpt, load it as it is")
     if values.get("model_type") not in FAMILIES:
         raise UsageError(
             f"{path}: model_type = {values.get('model_type')!r}: {', '.join(FAMILIES)} are read"

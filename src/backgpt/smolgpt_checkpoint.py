@@ -73,6 +73,7 @@ def _load(path: Path) -> dict[str, Any]:
         import torch
     except ModuleNotFoundError:
         raise MissingExtraError("reading a checkpoint of torch", "train") from None
+    _check_kind(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -91,6 +92,19 @@ def _load(path: Path) -> dict[str, Any]:
             raise DataError(f"{path} has no {key!r}: it is not a checkpoint of smolGPT")
     found: dict[str, Any] = content
     return found
+
+
+def _check_kind(path: Path) -> None:
+    """Raise DataError if the file begins as no checkpoint of torch does."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if head == b"GGUF":
+        raise DataError(f"{path} is a GGUF file: import the folder or checkpoint it was made from")
+    if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as torch < 1.6 wrote it
+        raise DataError(f"{path} is not a checkpoint of torch, such as {CHECKPOINT}")
 
 
 def _config(path: Path, arguments: Mapping[str, Any]) -> ModelConfig:
