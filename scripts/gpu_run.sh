@@ -7,7 +7,8 @@
 #   at home    bash scripts/gpu_run.sh unpack FOLDER HOME/*
 #              bash scripts/gpu_run.sh status FOLDER
 #   and, where the checkout travels along, its built-in weights stay behind:
-#              bash scripts/gpu_run.sh aside FOLDER; ...; bash scripts/gpu_run.sh restore FOLDER
+#              bash scripts/gpu_run.sh aside FOLDER; pack ... --beside-checkout; bash scripts/gpu_run.sh restore FOLDER
+#   there      bash scripts/gpu_run.sh go call-1 --out HOME
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 models="$here/../src/backgpt/models"
@@ -20,5 +21,5 @@ case "$command" in
     unpack) exec "$python" "$here/gpu/weights.py" "$@" ;;
     aside) mkdir -p "$1" && mv "$models" "$1/models" ;;
     restore) mv "$1/models" "$models" ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

@@ -346,6 +346,15 @@ def test_an_older_export_is_replaced_and_nothing_else_is(
         export_hf(source, out)
     (tmp_path / "empty").mkdir()
     export_hf(source, tmp_path / "empty")
+    (tmp_path / "empty" / "more").mkdir()
+    with pytest.raises(UsageError, match="more, which is not of an export"):
+        export_hf(source, tmp_path / "empty")
+    (tmp_path / "empty" / "more").rmdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "link").symlink_to(model)
+    with pytest.raises(UsageError, match="not an export"):
+        export_hf(source, tmp_path / "links")
+    assert (tmp_path / "links" / "link").is_symlink()
     verify(tmp_path / "empty")
 
 

@@ -158,6 +158,9 @@ def test_beside_the_checkout_the_code_is_taken_from_there(
     assert (state / "code" / "src" / "backgpt" / "train.py").is_file()
     assert (state / "code" / "tests" / "test_cuda.py").is_file()
     assert not (state / "code" / "src" / "backgpt" / "models").exists()
+    there = state / "code" / "scripts" / "gpu_run.sh"
+    command(there, "go", call, "--out", tmp_path / "home", "--state", state, "--only=-")
+    assert there.is_file()
 
 
 def test_a_call_that_is_too_large_is_refused(

@@ -29,6 +29,7 @@ from backgpt.errors import (
     MissingExtraError,
     UsageError,
 )
+from backgpt.export import export_hf, read_source
 from backgpt.hub import FILES, download, is_name, push
 from backgpt.manifest import MANIFEST
 from backgpt.model import Transformer
@@ -280,6 +281,24 @@ def test_a_graph_for_others_is_pushed_and_not_downloaded(hub: Hub, folder: Path)
     (folder / "onnx" / "model.onnx").unlink()
     push(folder, "me/story")
     assert "onnx/model.onnx" not in files_of(hub)
+
+
+def test_what_lies_deeper_in_the_folder_stays_here_and_there(hub: Hub, folder: Path) -> None:
+    for name in ("model_old/model.safetensors", "tokenizer_old/secret.json", "onnx/a/b.onnx"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"mine")
+    push(folder, "me/story")
+    files = files_of(hub)
+    assert not [name for name in files if "/" in name]
+    files["model_old/model.safetensors"] = b"theirs"
+    hub.repositories["me/deep"] = Repository(branches={"main": [files]})
+    assert not [path for path in find("me/deep").iterdir() if path.is_dir()]
+
+
+def test_an_export_is_named_as_on_the_hub(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    push(folder, "me/story")
+    export_hf(read_source("me/story@main"), tmp_path / "out")
+    assert "# backgpt story, for" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_folder_that_is_no_backgpt_model_is_refused(hub: Hub, folder: Path) -> None:

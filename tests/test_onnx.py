@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pytest
 import torch
 
 from backgpt import export_onnx
 from backgpt.api import load
+from backgpt.builtin import describe
 from backgpt.checkpoint import read_model
 from backgpt.cli import main
 from backgpt.errors import CorruptFileError, MissingExtraError, UsageError
-from backgpt.export import EXPORT, ONNX, export_hf, metadata, read_source
+from backgpt.export import EXPORT, ONNX, export_hf, metadata_as_text, read_source
 from backgpt.export_text import readme
-from backgpt.manifest import verify
+from backgpt.manifest import files_in, verify
 from backgpt.tokenizer import Tokenizer
 from tiny_folders import tiny_folder
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 
 class Runtime:
@@ -131,8 +134,7 @@ def test_the_built_in_stories_write_the_same_in_onnx_runtime(tmp_path: Path) -> 
 def test_the_graph_says_how_its_ids_run_and_not_where_it_was_made(folder: Path) -> None:
     session = onnxruntime.InferenceSession(folder / ONNX)
     said = session.get_modelmeta().custom_metadata_map
-    wanted = metadata(read_model(folder))
-    assert said == {k: v if isinstance(v, str) else str(v).lower() for k, v in wanted.items()}
+    assert said == metadata_as_text(read_model(folder))
     assert (said["backgpt.direction"], said["backgpt.hints"]) == ("backward", "true")
     dimensions = {given.name: given.shape for given in session.get_inputs()}
     assert dimensions["input_ids"] == dimensions["position_ids"] == ["batch", "sequence"]
@@ -151,6 +153,7 @@ def test_the_folder_is_whole_with_what_lies_deeper_in_it(model_path: Path, tmp_p
     export_hf(source, out, graph=b"graph")
     assert (out / ONNX).read_bytes() == b"graph"
     verify(out)
+    assert describe(out).size_bytes == sum(file.stat().st_size for file in files_in(out))
     (out / ONNX).write_bytes(b"grape")
     with pytest.raises(CorruptFileError, match=r"model\.onnx is damaged"):
         verify(out)
@@ -161,22 +164,21 @@ def test_the_folder_is_whole_with_what_lies_deeper_in_it(model_path: Path, tmp_p
 
 @pytest.mark.parametrize("direction", ["backward", "forward", "both"])
 @pytest.mark.parametrize("unit", ["token", "word"])
-def test_the_readme_shows_javascript_where_ids_alone_tell_the_order(
+def test_the_readme_shows_javascript_that_turns_ids_of_this_unit(
     tokenizer: Tokenizer, tmp_path: Path, direction: Any, unit: Any
 ) -> None:
     model = read_model(tiny_folder(tmp_path, tokenizer, direction=direction, unit=unit, n_layer=1))
     text = readme("fox", model, None, onnx=True)
     assert "## ONNX" in text
     assert "## ONNX" not in readme("fox", model, None)
-    scripts = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
-    assert len(scripts) == (unit == "token")
-    for script in scripts:
-        assert script.count("reverse()") == (0 if direction == "forward" else 2)
-        assert "{{" not in script
-        [first] = re.findall(r'first = idsOf\("(.*)"\)', script)
-        lead = model.languages[0].prompt("a", at_edge=True)
-        names = re.findall(r"<\|\w+\|>", first)
-        assert [tokenizer.control_id(name) for name in names] == lead.ids[: len(names)].tolist()
+    [script] = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    assert script.count("turned(") == (0 if direction == "forward" else 2)
+    assert ("beginsWord" in script) == (unit == "word" and direction != "forward")
+    assert "{{" not in script
+    [first] = re.findall(r'first = idsOf\("(.*)"\)', script)
+    lead = model.languages[0].prompt("a", at_edge=True)
+    names = re.findall(r"<\|\w+\|>", first)
+    assert [tokenizer.control_id(name) for name in names] == lead.ids[: len(names)].tolist()
 
 
 def test_the_command_writes_the_folder_and_refuses_in_one_line(

@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2, help="folders to share the data among")
     parser.add_argument("--call", type=int, help="make only this one")
     parser.add_argument("--no-wheels", action="store_true", help="nothing is missing there")
-    parser.add_argument("--beside-checkout", action="store_true", help="it travels as well")
+    parser.add_argument(
+        "--beside-checkout", action="store_true", help="it travels as well: pack no code"
+    )
     given = parser.parse_args()
     plan = read_plan(given.plan)
 

@@ -1,4 +1,4 @@
-"""What `gpu_run.sh` does, as data: the stages of a plan file, and how far each of them is.
+"""What `gpu_run.sh` does, as data: the stages of a plan file, the code they need, how far they are.
 
 A plan is TOML (stages.toml, toy.toml). The state is a folder: state.json, prepared data, and one
 run folder of `backgpt train` for each stage, from whose files everything else is read.
@@ -13,22 +13,9 @@ from pathlib import Path
 from typing import Any
 
 RUNS, PREPARED, GIVEN, PLAN = "runs", "prepared", "given", "plan.toml"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "models", "*.so", "*.egg-info")
-
-
-def copy_code(target: Path) -> None:
-    """Copy what the stages need of this checkout into the folder `target`, made anew."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name in CODE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=_LEFT_OUT)
-        else:
-            shutil.copyfile(ROOT / name, target / name)
-
-
 PROGRESS = "progress.json"  # in a folder of weights: which stage and step they are of
 
 
@@ -67,6 +54,25 @@ class Plan:
     settings: dict[str, Any]
     limits: dict[str, float]
     wheels: list[str]
+
+
+def copy_code(target: Path) -> None:
+    """Copy what the stages need of this checkout to `target`, over what was there.
+
+    Where that is this checkout itself, nothing is done.
+    """
+    if target.resolve() == ROOT:
+        return
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in CODE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, temporary / name, ignore=_LEFT_OUT)
+        else:
+            shutil.copyfile(ROOT / name, temporary / name)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
 
 
 def read_plan(path: Path) -> Plan:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backgpt.checkpoint import CONFIG, OPTIMIZER, model_folder, read_model
 from backgpt.errors import DataError
+from backgpt.manifest import files_in
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Storage, count_parameters
 
@@ -96,6 +97,6 @@ def describe(model: str | PathLike[str] | None = None, *, models: Path | None = 
         chat=read.chat,
         storage=read.storage,
         n_parameters=count_parameters(read.weights),
-        size_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.name != OPTIMIZER),
+        size_bytes=sum(file.stat().st_size for file in files_in(folder) if file.name != OPTIMIZER),
         card=read_card(folder / CARD),
     )

@@ -201,7 +201,7 @@ def save_model(
         with whole_folder(folder) as temporary:
             write_model(model, temporary, storage=storage)
             for name, data in (files or {}).items():
-                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 write_synced(temporary / name, data)
     except OSError as error:
         raise BackgptError(f"cannot write {folder}: {error.strerror}; make room") from None

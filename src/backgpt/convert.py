@@ -18,7 +18,7 @@ from backgpt.foreign_tokenizer import vocabulary, with_markers
 from backgpt.manifest import read_json
 from backgpt.order import Direction, RightwardDecoder, Unit
 from backgpt.quantize import count_parameters
-from backgpt.smolgpt_checkpoint import CHECKPOINT, read_smolgpt
+from backgpt.smolgpt_checkpoint import CHECKPOINT, check_kind, read_smolgpt
 from backgpt.tokenizer import END, PAD, START, Tokenizer
 
 NO_MARKER = "none"
@@ -62,6 +62,7 @@ def import_model(
     """
     if out.exists():
         raise UsageError(f"{out} is already there: choose another --out")
+    _check_source(source)
     way = _direction(source, direction, reversed_words=reversed_words)
     unit: Unit = "text" if reversed_words else "token"
     if source.is_file() or (source / CHECKPOINT).is_file():
@@ -93,11 +94,21 @@ def import_model(
     )
 
 
-def _direction(source: Path, direction: Direction | None, *, reversed_words: bool) -> Direction:
+def _check_source(source: Path) -> None:
+    """Raise DataError or UsageError for what is no model from elsewhere, whatever else is said."""
     if not source.exists():
         raise DataError(f"there is nothing at {source}: give a checkpoint or a folder")
-    if (source / CONFIG).is_file() and "direction" in read_json(source / CONFIG):
-        raise UsageError(f"{source} has a direction: it is a model of backgpt, load it as it is")
+    if source.is_file():
+        check_kind(source)
+    elif (source / CONFIG).is_file() and not (source / CHECKPOINT).is_file():
+        direction = read_json(source / CONFIG).get("direction")
+        if direction is not None:
+            raise UsageError(
+                f"{source} has a direction: it is backgpt's, load it as it is"
+            )
+
+
+def _direction(source: Path, direction: Direction | None, *, reversed_words: bool) -> Direction:
     if reversed_words and direction == "forward":
         raise UsageError("a model of reversed words runs backward: leave out --direction")
     if reversed_words:

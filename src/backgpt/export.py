@@ -65,7 +65,7 @@ def read_source(model: str | PathLike[str] | None = None) -> Source:
         pair.split(" ") if isinstance(pair, str) else pair for pair in content["model"]["merges"]
     )
     return Source(
-        name=DEFAULT if model is None else path.absolute().name,
+        name=_name_of(DEFAULT if model is None else model),
         model=replace(read, weights=weights),
         tokens=tuple(sorted(ids, key=lambda token: ids[token])),
         merges=tuple((left, right) for left, right in pairs),
@@ -87,6 +87,11 @@ def metadata(model: ModelFolder) -> dict[str, str | bool]:
     }
 
 
+def metadata_as_text(model: ModelFolder) -> dict[str, str]:
+    """Return the same for formats whose metadata is text: true and false are JSON's."""
+    return {key: json.dumps(value).strip('"') for key, value in metadata(model).items()}
+
+
 def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load as it is.
 
@@ -95,21 +100,28 @@ def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
     """
     out = out.absolute()
     check_free(out)
-    model, known = source.model, metadata(source.model)
-    in_weights = {key: json.dumps(value).strip('"') for key, value in known.items()}
-    said = {"format": "onnx" if graph else "hf", "model": source.name, **known}
+    model = source.model
+    kind = "hf" if graph is None else "onnx"
+    said = {"format": kind, "model": source.name, **metadata(model)}
     files = {
-        WEIGHTS: save(dict(model.weights), metadata={"format": "pt", **in_weights}),
+        WEIGHTS: save(dict(model.weights), metadata={"format": "pt", **metadata_as_text(model)}),
         "README.md": readme(source.name, model, source.card, onnx=graph is not None).encode(),
         EXPORT: (json.dumps(said, indent=2) + "\n").encode(),
     }
     if model.chat:
         files[CHAT_TEMPLATE] = chat_template(model.direction).encode()
-    if graph:
+    if graph is not None:
         files[ONNX] = graph
     if source.card:
         files[CARD] = (source.card.model_dump_json(indent=2) + "\n").encode()
     save_model(model, out, files=files)
+
+
+def _name_of(model: str | PathLike[str]) -> str:
+    """Return the last part of a path, or of a name on the hub without its revision."""
+    if Path(model).exists():
+        return Path(model).absolute().name
+    return str(model).partition("@")[0].rpartition("/")[2]
 
 
 def _check_weights(model: ModelFolder, folder: Path) -> None:
@@ -134,15 +146,17 @@ def check_free(out: Path) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"{out} is a file: name a folder to be made")
-    names = {file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()}
-    if not names:
+    entries = {entry.relative_to(out).as_posix(): entry for entry in out.rglob("*")}
+    if not entries:
         return
-    if not names >= {EXPORT, MANIFEST}:
+    if not entries.keys() >= {EXPORT, MANIFEST}:
         raise UsageError(f"{out} holds something that is not an export: name another folder")
     try:
-        written = read_json(out / MANIFEST).get("files", {})
+        files = {MANIFEST, *read_json(out / MANIFEST).get("files", {})}
     except CorruptFileError as error:
         raise UsageError(f"{error}: name another folder") from None
-    added = sorted(names - {MANIFEST, *written})
-    if added:
-        raise UsageError(f"{out} holds {added[0]}, which is not of an export: name another folder")
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    for name, entry in sorted(entries.items()):
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if name not in (folders if is_folder else files):
+            raise UsageError(f"{out} holds {name}, which is not of an export: name another folder")

@@ -6,7 +6,7 @@ What is written is the folder of `export_hf` with a graph in it, where these pro
 from pathlib import Path
 
 from backgpt.errors import MissingExtraError, UsageError
-from backgpt.export import Source, check_free, export_hf, metadata
+from backgpt.export import Source, check_free, export_hf, metadata_as_text
 
 LARGEST = 2**31 - 2**22  # bytes: an ONNX file has 2 GiB, and the graph around the weights some KB
 
@@ -28,8 +28,4 @@ def export_onnx(source: Source, out: Path) -> None:
         raise MissingExtraError("writing ONNX", "onnx") from None
     model = Transformer(source.model.config)
     model.load_arrays(source.model.weights)
-    said = {
-        key: str(value).lower() if isinstance(value, bool) else value
-        for key, value in metadata(source.model).items()
-    }
-    export_hf(source, out, graph=onnx_graph(model, said))
+    export_hf(source, out, graph=onnx_graph(model, metadata_as_text(source.model)))

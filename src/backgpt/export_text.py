@@ -73,7 +73,7 @@ const model = await AutoModelForCausalLM.from_pretrained(folder, {{ dtype: "fp32
 
 const idsOf = (text) => tokenizer.encode(text, {{ add_special_tokens: false }});
 const tensorOf = (ids) => new Tensor("int64", ids.map(BigInt), [1, ids.length]);
-
+{turned}
 const first = idsOf("{first}");
 const prompt = [...first, ...{prompt}];
 const written = await model.generate({{
@@ -86,6 +86,26 @@ const written = await model.generate({{
 const ids = written.tolist()[0].map(Number).slice(first.length);
 console.log(tokenizer.decode({ids}, {{ skip_special_tokens: true }}));
 """
+
+
+JAVASCRIPT_TURNED: dict[Unit, str] = {
+    "token": """\
+const turned = (ids) => [...ids].reverse();
+""",
+    "word": f"""\
+const names = new Map([...tokenizer.get_vocab()].map(([name, id]) => [id, name]));
+const beginsWord = (id) =>
+  "{WHITE_SPACE_NAMES}".includes(names.get(id)[0]) || tokenizer.all_special_ids.includes(id);
+const turned = (ids) => {{
+  const words = [];
+  for (const id of ids) {{
+    if (!words.length || beginsWord(id)) words.push([]);
+    words.at(-1).push(id);
+  }}
+  return words.reverse().flat();
+}};
+""",
+}
 
 
 def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = False) -> str:
@@ -309,18 +329,17 @@ def _onnx(model: ModelFolder) -> Iterator[str]:
     yield "heads, ids, head size; no ids at first). It gives `logits`, and as `present.0.key` and"
     yield "so on all keys and values so far. What is turned around above must be turned here too."
     yield ""
-    if model.unit == "word":
-        return  # needs the names of tokens, which transformers.js does not give
     backward = model.direction != "forward"
     lead = {"both": "<|backward|><|end|>", "backward": "<|end|>", "forward": "<|start|>"}
     yield "With transformers.js, in a browser or in node:"
     yield from ("", "```js")
     script = JAVASCRIPT.format(
         first=lead[model.direction],
-        prompt='idsOf("The end.").reverse()' if backward else 'idsOf("Once upon a time")',
+        turned=JAVASCRIPT_TURNED[model.unit] if backward else "",
+        prompt='turned(idsOf("The end."))' if backward else 'idsOf("Once upon a time")',
         most=model.config.block_size,
         temperature=Sampling().temperature,
-        ids="ids.reverse()" if backward else "ids",
+        ids="turned(ids)" if backward else "ids",
     )
     yield from script.rstrip("\n").split("\n")
     yield from ("```", "")

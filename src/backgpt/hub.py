@@ -26,7 +26,7 @@ FILES = (
     *("chat_template*", "card.json", MANIFEST, README),
 )
 """Patterns of the files of a model folder; the optimizer of a checkpoint is not among them."""
-FILES_FOR_OTHERS = ("onnx/*",)
+FILES_FOR_OTHERS = ("onnx/*.onnx*",)
 """Patterns of files that are pushed with them, and that this program has no use for."""
 
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\S+))?", re.ASCII)
@@ -60,6 +60,7 @@ def download(name: str) -> Path:
                 repository,
                 revision=revision,
                 allow_patterns=list(FILES),
+                ignore_patterns="*/*",
                 library_name="backgpt",
                 library_version=__version__,
             )
@@ -157,7 +158,9 @@ def _is_ours(file: str) -> bool:
 
 
 def _matches(file: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(file, pattern) for pattern in patterns)
+    """Return whether a file is one of `patterns`, whose `*` does not stand for a `/` here."""
+    alike = (one for one in patterns if one.count("/") == file.count("/"))
+    return any(fnmatch(file, pattern) for pattern in alike)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         files = {file.relative_to(temporary).as_posix(): file for file in files_in(temporary)}
         manifest = {name: fingerprint(file) for name, file in files.items()}
         write_json(temporary / MANIFEST, {"files": manifest})
-        for inner in {file.parent for file in files.values()} | {temporary}:
+        for inner in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             sync_folder(inner)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)

@@ -69,11 +69,11 @@ def read_smolgpt(source: Path, tokenizer: Path | None) -> ForeignModel:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    check_kind(path)
     try:
         import torch
     except ModuleNotFoundError:
         raise MissingExtraError("reading a checkpoint of torch", "train") from None
-    _check_kind(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -94,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_kind(path: Path) -> None:
+def check_kind(path: Path) -> None:
     """Raise DataError if the file begins as no checkpoint of torch does."""
     try:
         with path.open("rb") as file:

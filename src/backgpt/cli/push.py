@@ -4,14 +4,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from backgpt.cli.given import WHICH_MODEL
+
 
 def push(
     model: Annotated[
         str,
-        Argument(
-            help="A built-in model's name (see 'backgpt info'), a model folder, a checkpoint, or a "
-            "run folder (its best)."
-        ),
+        Argument(help=f"What to push: {WHICH_MODEL}."),
     ],
     name: Annotated[
         str,
@@ -29,7 +28,8 @@ def push(
 
     Then --model OWNER/NAME and backgpt.load("OWNER/NAME") stand for it everywhere. The folder is
     uploaded as it is; int8 weights, as those of the built-in models, only backgpt reads: for other
-    programs push what 'backgpt export --to hf' makes. Log in with 'hf auth login', or set HF_TOKEN.
+    programs push what 'backgpt export' makes with --to hf, or --to onnx. Log in with 'hf auth
+    login', or set HF_TOKEN.
     """
     from backgpt import hub
     from backgpt.builtin import find

@@ -2,13 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
+from backgpt.cli.asked import Asked, split_words
+from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from
 from backgpt.cli.growing import show_growing
 from backgpt.cli.written import (
     print_texts,
@@ -17,28 +16,14 @@ from backgpt.cli.written import (
     record_of_text,
     record_of_verse,
 )
-from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
     from backgpt.hints import Hints, Length
-    from backgpt.rank import Method
     from backgpt.sampling import Sampling
 
 BEST_OF = 8  # bridges, or lines of verse, that are written for one that is kept
 LINES = 4  # that rhyme
-
-Kind = Literal["text", "bridge", "around", "verse"]
-
-CALLED: dict[Kind, str] = {"bridge": "a bridge", "around": "--around", "verse": "verse"}
-_OF_TEXTS = ("prompt", "order", "continues", "stop", "rank", "stream")
-NOT_WITH: dict[Kind, tuple[str, ...]] = {
-    "text": (),
-    "bridge": _OF_TEXTS,
-    "around": (*_OF_TEXTS, "words", "length", "best_of"),
-    "verse": (*_OF_TEXTS, "words", "length", "max_new_tokens", "twin"),
-}
-"""The options that mean nothing for a kind of text."""
 
 
 def sample(
@@ -163,16 +148,16 @@ def sample(
         order=order,
         stream=stream,
         as_json=as_json,
-        sampling=sampling_from(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        ),
     )
     kind = asked.kind()
     asked.check(kind)
+    sampling = sampling_from(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     settings: dict[str, Any] = {
         "engine": engine,
         "device": device,
@@ -183,99 +168,10 @@ def sample(
     other = _open_twin(loaded, twin, settings)
     asked = asked.read(loaded)
     write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
-    write(loaded, other, asked)
+    write(loaded, other, asked, sampling)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is to be written: the options of `sample`, but for those that say what writes it."""
-
-    ending: str | None
-    opening: str | None
-    around: str | None
-    end_words: str | None
-    rhyme: str | None
-    lines: int | None
-    words: str | None
-    length: "Length | None"
-    prompt: str | None
-    twin: str | None
-    num_samples: int
-    best_of: int | None
-    rank: "Method | None"
-    max_new_tokens: int | None
-    stop: list[str] | None
-    seed: int | None
-    continues: bool
-    order: Literal["reading", "model"]
-    stream: bool
-    as_json: bool
-    sampling: "Sampling"
-
-    def kind(self) -> Kind:
-        """Return what is to be written; raise UsageError for what excludes each other."""
-        names = ("ending", "opening", "around", "end_words", "rhyme")
-        named = [name for name in names if getattr(self, name) is not None]
-        special: dict[str, Kind] = {"around": "around", "end_words": "verse", "rhyme": "verse"}
-        for name in named:
-            if name in special and len(named) > 1:
-                raise UsageError(f"{_flags(named)} exclude each other: give one of them")
-            if name in special:
-                return special[name]
-        return "bridge" if len(named) == 2 else "text"
-
-    def check(self, kind: Kind) -> None:
-        """Raise UsageError for numbers that cannot be, and options that do not go together."""
-        if self.num_samples < 1:
-            raise UsageError(f"n = {self.num_samples}: ask for at least 1 text")
-        if self.best_of is not None and self.best_of < 1:
-            raise UsageError(f"best-of = {self.best_of}: it must be 1 or more")
-        if self.lines is not None and self.lines < 1:
-            raise UsageError(f"lines = {self.lines}: it must be 1 or more")
-        named = [name for name in NOT_WITH[kind] if self._is_given(name)]
-        if named:
-            raise UsageError(f"{_flags(named)} cannot be had with {CALLED[kind]}: leave it out")
-        many = self.num_samples > 1 or self.best_of
-        if self.stream and (many or self.as_json or self.order == "model"):
-            raise UsageError(
-                "--stream shows one text from one given: leave out --num-samples, --best-of, "
-                "--json and --order"
-            )
-        if self.as_json and self.order == "model":
-            raise UsageError("--json has the text in reading order: leave out --order")
-        if self.lines is not None and self.rhyme is None:
-            raise UsageError("--lines says how many lines rhyme: give --rhyme, or leave it out")
-        chooses = self.rank is not None or self.twin is not None
-        if kind == "text" and self.best_of is None and chooses:
-            raise UsageError(
-                "--rank and --twin choose among the texts of --best-of: give it as well"
-            )
-
-    def read(self, model: "Model") -> "Asked":
-        """Return the same with --prompt in its place, and standard input in that of a dash."""
-        ending, opening = self.ending, self.opening
-        if self.prompt is not None:
-            if ending is not None or opening is not None:
-                raise UsageError("--prompt stands for --ending or --opening: give one of them")
-            backward = model.direction == "backward"
-            ending, opening = (self.prompt, None) if backward else (None, self.prompt)
-        texts = (ending, opening, self.around)
-        if texts.count("-") > 1:
-            raise UsageError("- reads standard input: give it once")
-        ending, opening, around = (standard_input() if text == "-" else text for text in texts)
-        return replace(self, prompt=None, ending=ending, opening=opening, around=around)
-
-    @property
-    def wanted_words(self) -> tuple[str, ...]:
-        """The words that should occur."""
-        return _split(self.words)
-
-    def _is_given(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value == "model" if name == "order" else value is not None and value is not False
-
-
-def _text(model: "Model", twin: "Model | None", asked: Asked) -> None:
+def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
     """Write texts from what is given, or show one growing on a terminal."""
     request: dict[str, Any] = {
         "ending": asked.ending,
@@ -285,7 +181,7 @@ def _text(model: "Model", twin: "Model | None", asked: Asked) -> None:
         "continues": asked.continues,
         "max_new_tokens": asked.max_new_tokens,
         "stop": asked.stop or (),
-        "sampling": asked.sampling,
+        "sampling": sampling,
         "seed": asked.seed,
     }
     leftward = model.direction == "backward"
@@ -308,7 +204,7 @@ def _text(model: "Model", twin: "Model | None", asked: Asked) -> None:
     print_texts(records, as_json=asked.as_json)
 
 
-def _bridge(model: "Model", twin: "Model | None", asked: Asked) -> None:
+def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
     """Write the best bridges from the opening to the ending."""
     bridges = model.bridge(
         asked.opening or "",
@@ -318,28 +214,28 @@ def _bridge(model: "Model", twin: "Model | None", asked: Asked) -> None:
         words=asked.wanted_words,
         length=asked.length,
         max_new_tokens=asked.max_new_tokens,
-        sampling=asked.sampling,
+        sampling=sampling,
         seed=asked.seed,
     )
     print_texts(map(record_of_bridge, bridges[: asked.num_samples]), as_json=asked.as_json)
 
 
-def _around(model: "Model", twin: "Model | None", asked: Asked) -> None:
+def _around(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
     """Write to both sides of a phrase."""
     found = model.surround(
         asked.around or "",
         asked.num_samples,
         twin=twin,
         max_new_tokens=asked.max_new_tokens,
-        sampling=asked.sampling,
+        sampling=sampling,
         seed=asked.seed,
     )
     print_texts(map(record_of_surrounded, found), as_json=asked.as_json)
 
 
-def _verse(model: "Model", twin: "Model | None", asked: Asked) -> None:
+def _verse(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
     """Write lines that end with the given words, or with words that rhyme."""
-    last_words = list(_split(asked.end_words))
+    last_words = list(split_words(asked.end_words))
     if asked.rhyme is not None:
         n_lines = LINES if asked.lines is None else asked.lines
         last_words = model.rhyming_words(asked.rhyme, n_lines, seed=asked.seed)
@@ -347,14 +243,10 @@ def _verse(model: "Model", twin: "Model | None", asked: Asked) -> None:
         last_words,
         n=asked.num_samples,
         candidates=asked.best_of or BEST_OF,
-        sampling=asked.sampling,
+        sampling=sampling,
         seed=asked.seed,
     )
     print_texts(map(record_of_verse, verses), as_json=asked.as_json)
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _open_twin(model: "Model", twin: str | None, settings: dict[str, Any]) -> "Model | None":
@@ -363,10 +255,6 @@ def _open_twin(model: "Model", twin: str | None, settings: dict[str, Any]) -> "M
         return None
     other = "forward" if model.direction == "backward" else "backward"
     return open_model(twin, direction=other, **settings)
-
-
-def _split(words: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(",")) if words is not None else ()
 
 
 def _hints(

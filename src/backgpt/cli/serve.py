@@ -141,7 +141,7 @@ def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Cat
         if not separator and path not in builtin.names():
             name = Path(path).resolve().name
         if name in models:
-            raise UsageError(f"two models are called {name}: call one of them NAME=FOLDER")
+            raise UsageError(f"two models are called {name}: call one of them NAME=MODEL")
         card = builtin.describe(path).card
         loaded = open_model(path, engine=None, device=device, **_threads(threads))
         models[name] = Served(loaded, card.description if card else "")
