@@ -103,9 +103,7 @@ def _check_source(source: Path) -> None:
     elif (source / CONFIG).is_file() and not (source / CHECKPOINT).is_file():
         direction = read_json(source / CONFIG).get("direction")
         if direction is not None:
-            raise UsageError(
-                f"{source} has a direction: it is backgpt's, load it as it is"
-            )
+            raise UsageError(f"{source} has a direction: it is backgpt's, load it as it is")
 
 
 def _direction(source: Path, direction: Direction | None, *, reversed_words: bool) -> Direction:
