@@ -72,6 +72,8 @@ class Terminal:
     def __init__(self, *arguments: Any) -> None:
         self.pid, self.file = pty.fork()
         if not self.pid:
+            # Where the tests run in the background Ctrl-C is ignored, and that is inherited.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             command = [*COMMAND, *map(str, arguments)]
             os.execve(command[0], command, ENVIRONMENT)
         self.seen = ""
