@@ -129,6 +129,7 @@ def test_run_again_nothing_is_trained_and_the_report_is_the_same(
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*/*")} == files
 
 
+@pytest.mark.slow
 def test_more_seeds_are_trained_beside_those_there_are(
     measured: tuple[Path, ArrowReport], lines: Path
 ) -> None:
@@ -175,6 +176,7 @@ def test_flipped_texts_change_the_sign_of_the_gap_exactly(
     assert straight.by_context[-1].gap.value == -turned.by_context[-1].gap.value
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_report(
     measured: tuple[Path, ArrowReport], lines: Path, tmp_path: Path
 ) -> None:

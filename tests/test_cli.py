@@ -296,6 +296,7 @@ def test_a_text_around_a_phrase_has_it_byte_for_byte() -> None:
     assert plain == "\n---\n".join(record["text"] for record in records) + "\n"
 
 
+@pytest.mark.slow
 def test_the_best_of_several_texts_is_one_of_them_and_who_ranks_matters() -> None:
     options = [*BOTH_WAYS, "--ending=The end.", "--json"]
     # Each of the two has its number, and so its randomness, from the texts that it is the best of.

@@ -313,6 +313,7 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_labels_a_file_and_goes_on(run: Path, texts: list[str], tmp_path: Path) -> None:
     source, out = tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps({"story": text[:100]}) + "\n" for text in texts[:6]))

@@ -124,7 +124,9 @@ def floats(weights: Arrays) -> Arrays:
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "base" else ()) for n in PRESETS]
+)
 def test_float32_logits_are_torchs_for_every_preset(name: str, isa: str) -> None:
     config = preset(name, n_layer=2)
     weights = random_weights(config, std=0.02)
@@ -396,6 +398,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_thousand_loads_and_frees_leave_nothing_behind() -> None:
     weights = random_weights(SMALL)

@@ -409,7 +409,7 @@ def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path) -> N
     ("direction", "unit"),
     [
         ("backward", "token"),
-        ("forward", "word"),
+        pytest.param("forward", "word", marks=pytest.mark.slow),
         pytest.param("backward", "word", marks=pytest.mark.slow),
         pytest.param("forward", "token", marks=pytest.mark.slow),
     ],
