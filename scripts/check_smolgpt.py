@@ -5,7 +5,7 @@
 Trains small models with that code, on the built-in corpus and a SentencePiece model of it: with
 learned positions and with its rotary, forward and with the words of each story reversed. Saves
 them as its `train.py` does, imports them, and compares greedy texts with its `sample.py`, which is
-run as it is (`--top_k 1`, float32). Needs torch and sentencepiece; takes some minutes.
+run as it is (`--top_k 1`, float32). Needs torch and sentencepiece; takes 20 minutes.
 """
 
 import argparse
