@@ -17,6 +17,7 @@ from backgpt.errors import UsageError
 from backgpt.generate import Text
 from backgpt.language import Language
 from backgpt.order import Direction, IdArray, ReadingIds, Unit
+from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
 from tiny_models import Scripted, config_of, tiny_model
 
@@ -376,7 +377,7 @@ def test_the_seam_is_the_best_of_all_places_computed_one_by_one(
     given, far = (ENDING, OPENING) if direction == "backward" else (OPENING, ENDING)
     way = {"ending" if direction == "backward" else "opening": given}
     texts = model.write(**way, n=6, max_new_tokens=40, seed=4)  # type: ignore[arg-type]
-    bridges = join(model, model.turned(), texts, far)
+    bridges = finished(join(model, model.turned(), texts, far))
     n_checked = 0
     for text, found in zip(texts, bridges, strict=True):
         ids = model.language.order.to_reading(text.ids)

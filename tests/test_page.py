@@ -452,15 +452,34 @@ def test_a_model_without_hints_is_not_given_any(
     assert "backgpt" not in server.bodies("/v1/completions")[0]
 
 
-def test_an_obeyed_opening_stands_in_front(server: Scripted, visit: Callable[[str], Any]) -> None:
-    events = written(" fox.")
-    events[-1]["choices"][0]["backgpt"] = {"obeyed": {"opening": True}}
-    server.answers["/v1/completions"] = [Answer(events=[*events, "[DONE]"])]
+def test_the_opening_of_a_bridge_stands_in_front(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" fox\n\ncame  home.", finish="length")]
     page = visit(server.address)
     page.click("#more summary")
     page.fill("#settings [name=opening]", "One day, a")
     write(page, " The end.")
-    assert sheet_text(page) == "One day, a fox. The end."
+    assert sheet_text(page) == "One day, a fox\n\ncame  home. The end."
+    assert server.bodies("/v1/completions")[0]["prompt"] == "One day, a"
+    expect(page.get_by_role("button", name="Go on")).to_be_hidden()
+
+
+def test_a_model_that_runs_one_way_is_not_given_an_opening(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    one_way = {"directions": ["backward"], "hints": True, "chat": False}
+    data = [*models().body["data"], {"id": "one-way", "backgpt": one_way}]
+    server.answers["/v1/models"] = [Answer({"object": "list", "data": data})]
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    page.click("#more summary")
+    page.fill("#settings [name=opening]", "One day, a")
+    page.select_option("#settings [name=model]", "one-way")
+    expect(page.locator("#settings [name=opening]")).to_be_hidden()
+    expect(page.locator("#settings [name=words]")).to_be_visible()
+    write(page, " The end.")
+    assert "prompt" not in server.bodies("/v1/completions")[0]
 
 
 def test_a_broken_connection_leaves_what_came(

@@ -95,25 +95,70 @@ def test_hints_are_those_of_python_and_whether_they_are_obeyed_is_told(
     choice = answer["choices"][0]
     text = model.write("The fox.", words=["fox"], length="short", seed=2, max_new_tokens=20)[0]
     assert choice["text"] + "The fox." == text.text
-    assert choice["backgpt"]["obeyed"] == {"opening": None, "words": True, "length": True}
+    assert choice["backgpt"]["obeyed"] == {"words": True, "length": True}
 
 
-@pytest.mark.parametrize("echo", [False, True])
-@pytest.mark.parametrize("obeys", [False, True])
-def test_a_bridge_leaves_out_the_opening_that_is_there(
-    tokenizer: Tokenizer, obeys: bool, echo: bool
+@pytest.mark.parametrize("way", ["backward", "forward"])
+def test_a_prompt_and_a_suffix_are_bridged_as_python_does(
+    address: str, model: Model, way: Direction
 ) -> None:
-    model = scripted_model(tokenizer, ("One day," if obeys else "Once,") + " a fox came.")
-    asked = {"prompt": "One day,", "suffix": "The end.", "temperature": 0, "echo": echo}
-    with serving(catalog_of(model)) as address:
-        choice = post(address, PATH, **asked).json()["choices"][0]
-        options = {"order": "prepend"}
-        stream = joined(chunks_of(address, PATH, **asked, stream_options=options))
-    whole = ("One day," if obeys else "Once,") + " a fox came. The end."
-    left = whole.removeprefix("One day,").removesuffix("The end.")
-    assert choice["text"] == (whole if echo else left)
-    assert choice["backgpt"]["obeyed"]["opening"] is obeys
-    assert stream == choice["text"]
+    opening, ending = "One day, a fox", " The end."
+    asked: dict[str, Any] = {"prompt": opening, "suffix": ending, "seed": 5, "max_tokens": 30}
+    asked |= {"n": 2, "best_of": 5, "backgpt": {"direction": way, "words": ["fox"]}}
+    answer = post(address, PATH, **asked).json()
+    writer = model if way == "backward" else model.turned()
+    asked_for = {"words": ["fox"], "max_new_tokens": 30, "seed": 5}
+    bridges = writer.bridge(opening, ending, 5, **asked_for)  # type: ignore[arg-type]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice, bridge in zip(answer["choices"], bridges, strict=False):
+        assert opening + choice["text"] + ending == bridge.text
+        assert choice["finish_reason"] == bridge.finish_reason
+        assert choice["backgpt"]["logprob"] == pytest.approx(bridge.logprob, abs=1e-3)
+        assert choice["backgpt"]["obeyed"] == {"words": True, "length": None}
+    written = answer["usage"]["completion_tokens"]
+    assert written > sum(choice["backgpt"]["n_tokens"] for choice in answer["choices"])
+    whole = post(address, PATH, **asked, echo=True).json()["choices"]
+    assert [choice["text"] for choice in whole] == [bridge.text for bridge in bridges[:2]]
+    for order in ("append", "prepend"):
+        options = {"order": order, "include_usage": True}
+        chunks = chunks_of(address, PATH, **asked, stream_options=options)
+        assert joined(chunks) == answer["choices"][0]["text"]
+        assert chunks[-1]["usage"] == answer["usage"]
+
+
+def test_eight_bridges_are_written_if_nothing_else_is_said(address: str, model: Model) -> None:
+    asked: dict[str, Any] = {"prompt": "One day,", "suffix": " The end.", "seed": 2}
+    choice = post(address, PATH, **asked, max_tokens=20).json()["choices"][0]
+    bridges = model.bridge("One day,", " The end.", 8, seed=2, max_new_tokens=20)
+    assert "One day," + choice["text"] + " The end." == bridges[0].text
+    assert len({bridge.text for bridge in bridges}) > 1
+
+
+def test_the_best_of_several_texts_is_the_one_that_python_chooses(
+    address: str, model: Model
+) -> None:
+    asked: dict[str, Any] = {"suffix": "The end.", "seed": 4, "max_tokens": 25}
+    [best] = model.write("The end.", seed=4, max_new_tokens=25, best_of=6)
+    tried = model.write("The end.", n=6, seed=4, max_new_tokens=25)
+    answer = post(address, PATH, **asked, best_of=6, n=2, logprobs=1).json()
+    choices = answer["choices"]
+    assert choices[0]["text"] + "The end." == best.text != tried[0].text
+    assert choices[1]["text"] + "The end." in {text.text for text in tried} - {best.text}
+    assert "".join(choices[0]["logprobs"]["tokens"]) == choices[0]["text"]
+    assert answer["usage"]["completion_tokens"] == sum(text.n_tokens for text in tried)
+    options = {"order": "prepend"}
+    assert (
+        joined(chunks_of(address, PATH, **asked, best_of=6, stream_options=options))
+        == (choices[0]["text"])
+    )
+
+
+def test_every_prompt_has_its_own_best(address: str, model: Model) -> None:
+    asked: dict[str, Any] = {"prompt": ["The end.", "He ran."], "seed": 3, "max_tokens": 25}
+    choices = post(address, PATH, **asked, best_of=4).json()["choices"]
+    for choice, ending in zip(choices, asked["prompt"], strict=True):
+        [best] = model.write(ending, seed=3, max_new_tokens=25, best_of=4)
+        assert choice["text"] + ending == best.text
 
 
 @pytest.mark.parametrize(
@@ -279,7 +324,13 @@ def test_without_a_marker_the_first_token_is_not_predicted(address: str) -> None
 
 REFUSED = [
     ({}, "give it an ending"),
-    ({"prompt": "x", "suffix": "y", "model": "plain"}, "need a backward model with hints"),
+    ({"prompt": "x", "suffix": "y", "model": "plain"}, "a model that runs both ways"),
+    ({"prompt": " ", "suffix": "y"}, "the opening is empty"),
+    ({"prompt": "word " * 200, "suffix": "y " * 200}, "give shorter ones"),
+    ({"prompt": "x", "suffix": "y", "stop": "z"}, "stop does not go with prompt and suffix"),
+    ({"prompt": "x", "suffix": "y", "logprobs": 1}, "logprobs does not go with prompt"),
+    ({"prompt": "x", "suffix": "y", "max_tokens": 0, "echo": True}, "max_tokens = 0 does not"),
+    ({"prompt": "x", "suffix": "y", "backgpt": {"continues": True}}, "continues does not go with"),
     ({"suffix": "y", "model": "tiny:forward"}, "goes on from a prompt"),
     ({"prompt": ["x"], "suffix": "y"}, "suffix goes with one prompt"),
     ({"prompt": "word " * 400}, "the model reads at most 256"),
@@ -308,7 +359,12 @@ REFUSED = [
     ({"prompt": "x", "seed": -1}, "seed"),
     ({"prompt": "x", "logprobs": 21}, "logprobs"),
     ({"prompt": "x", "presence_penalty": 1}, "presence_penalty"),
-    ({"prompt": "x", "best_of": 2}, "best_of: this field is not known here"),
+    ({"prompt": "x", "best_of": 2, "n": 3}, "best_of = 2: it must be at least n = 3"),
+    ({"prompt": "x", "best_of": 65}, "best_of: Input should be less"),
+    ({"prompt": "x", "best_of": 2, "stop": "z"}, "ranking is for whole texts"),
+    ({"prompt": "x", "best_of": 2, "backgpt": {"continues": True}}, "ranking is for whole texts"),
+    ({"prompt": ["x"] * 3, "best_of": 64}, "at most 128 texts"),
+    ({"prompt": "x", "suffixes": "y"}, "suffixes: this field is not known here"),
     ({"prompt": "x", "stream_options": {"order": "prepend"}}, "are for a stream"),
     (
         {"prompt": "x", "stream": True, "stream_options": {"order": "prepend"}, "logprobs": 1},

@@ -45,19 +45,6 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop_string(
         assert text.endswith(shown) if leftward else text.startswith(shown)
 
 
-@given(st.lists(FEW, max_size=8), st.text("ab\n", min_size=1, max_size=5))
-def test_an_opening_is_left_out_where_the_text_begins_with_it(
-    pieces: list[str], opening: str
-) -> None:
-    stops = StopStrings((), leftward=True, opening=opening)
-    found = passed_on(pieces, stops, leftward=True)
-    text = ""
-    for piece in pieces:
-        text = piece + text
-    assert found[-1] == text.removeprefix(opening)
-    assert stops.opening_left_out == text.startswith(opening)
-
-
 def test_what_cannot_be_part_of_a_stop_string_is_shown_at_once() -> None:
     stops = StopStrings(["\n\n"], leftward=True)
     assert stops.push("end.") == "end."

@@ -168,24 +168,19 @@ class Model:
         `bridge`, the module), judged by it and its `twin`, which a model that runs both ways is
         itself. Raises UsageError without a twin, for an empty text, or one that does not fit.
         """
-        for name, text in (("opening", opening), ("ending", ending)):
-            if not text.strip():
-                raise UsageError(f"the {name} is empty: give some words")
         other = self._twin(twin)
         room = room_for_middle(self, other, opening, ending)
-        backward = self.direction == "backward"
-        known = opening if self.takes_hints and backward else None
-        texts = self.write(
-            ending if backward else None,
-            opening=known if backward else opening,
-            words=words,
-            length=length,
-            n=n,
+        texts = collect(
+            self.engine,
+            self.language,
+            self.bridge_prompt(opening, ending, words=words, length=length),
+            n=_at_least_1(n),
+            sampling=sampling or Sampling(),
             max_new_tokens=room if max_new_tokens is None else min(room, max_new_tokens),
-            sampling=sampling,
-            seed=seed,
+            seed=_seed(seed),
         )
-        found = join(self, other, texts, opening if backward else ending)
+        far = opening if self.direction == "backward" else ending
+        found = finished(join(self, other, texts, far))
         return sorted(found, key=lambda bridge: -bridge.logprob)
 
     def surround(
@@ -452,6 +447,23 @@ class Model:
         if given is None and not hints:
             raise UsageError(f"this is a {self.direction} model: give it an {wanted}")
         return self.language.prompt(given or "", at_edge=not continues, hints=hints)
+
+    def bridge_prompt(
+        self,
+        opening: str,
+        ending: str,
+        *,
+        words: Sequence[str] = (),
+        length: Length | None = None,
+    ) -> Prompt:
+        """Return the prompt for a bridge: the text that is written from, the other as a hint.
+
+        Only a backward model that takes hints is told. Raises as `prompt`.
+        """
+        if self.direction == "forward":
+            return self.prompt(opening=opening, words=words, length=length)
+        known = opening if self.takes_hints else None
+        return self.prompt(ending, opening=known, words=words, length=length)
 
 
 def load(

@@ -19,7 +19,8 @@ from backgpt.errors import UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.language import Language, Parts
 from backgpt.order import IdArray, ModelIds, ReadingIds
-from backgpt.score import Runner, context_size, sums_written
+from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
+from backgpt.slices import Slices
 from backgpt.tokenizer import WHITE_SPACE
 
 ACROSS = 10  # ids behind a seam that are scored
@@ -56,8 +57,11 @@ class Bridge:
 def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -> int:
     """Return how many ids a middle can have so that both models can be asked about the whole.
 
-    Raises UsageError if it can have none.
+    Raises UsageError if it can have none, or a text is empty.
     """
+    for name, text in (("opening", opening), ("ending", ending)):
+        if not text.strip():
+            raise UsageError(f"the {name} is empty: give some words")
     tokenizer = writer.language.tokenizer
     given = len(tokenizer.encode(opening)) + len(tokenizer.encode_fragment(ending))
     # The marker that is written last is not read.
@@ -70,52 +74,66 @@ def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -
     return most - given
 
 
-def join(writer: Runner, reader: Runner, texts: Sequence[Text], far: str) -> list[Bridge]:
+def join(
+    writer: Runner,
+    reader: Runner,
+    texts: Sequence[Text],
+    far: str,
+    *,
+    together: int = SCORED_TOGETHER,
+) -> Slices[list[Bridge]]:
     """Join each of `texts`, that `writer` wrote from one given text, to the other one, `far`.
 
     `reader` runs the other way. Of the places between two words that the reader likes best, a text
     is cut at the one with the greatest sum of the writer's log p of `far` and its marker, and the
-    reader's of the first ids behind the seam. Raises UsageError if a text does not fit; one of at
-    most `room_for_middle` ids does.
+    reader's of the first ids behind the seam. Slices are of about `together` ids. Raises UsageError
+    if a text does not fit; one of at most `room_for_middle` ids does.
     """
     cuttings = [_Cutting(writer.language, text, far) for text in texts]
     read, write = reader.language.row, writer.language.row
     across = [[read(*one.around(p), to_the_edge=False) for p in one.places] for one in cuttings]
+    likings = yield from _likings(reader, across, together)
     liked = [
         sorted(zip(values, one.places, strict=True), key=lambda value: -value[0])[:CONSIDERED]
-        for one, values in zip(cuttings, _likings(reader, across), strict=True)
+        for one, values in zip(cuttings, likings, strict=True)
     ]
     at_far = [
         [write(*one.at_far(place)) for _, place in places]
         for one, places in zip(cuttings, liked, strict=True)
     ]
+    owns = yield from _sums(writer, at_far, together)
     best = [
         max((own + others, place) for own, (others, place) in zip(values, places, strict=True))
-        for values, places in zip(_sums(writer, at_far), liked, strict=True)
+        for values, places in zip(owns, liked, strict=True)
     ]
     at_given = [read(*one.at_given(place)) for one, (_, place) in zip(cuttings, best, strict=True)]
+    ends = yield from sums_in_slices(reader, at_given, together=together)
     return [
         one.bridge(place, logprob + end)
-        for one, (logprob, place), end in zip(
-            cuttings, best, sums_written(reader, at_given), strict=True
-        )
+        for one, (logprob, place), end in zip(cuttings, best, ends, strict=True)
     ]
 
 
-def _likings(reader: Runner, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
+def _likings(
+    reader: Runner, rows: Sequence[Sequence[Row]], together: int
+) -> Slices[list[list[float]]]:
     """Return log p in nats of `ACROSS` ids that are as likely as the written ones of each row.
 
     There are fewer where the given text is near, and such a place would be liked for that alone.
     """
+    sums = yield from _sums(reader, rows, together)
     return [
         [ACROSS * value / len(written) for value, (_, written) in zip(values, of_text, strict=True)]
-        for values, of_text in zip(_sums(reader, rows), rows, strict=True)
+        for values, of_text in zip(sums, rows, strict=True)
     ]
 
 
-def _sums(runner: Runner, rows: Sequence[Sequence[Row]]) -> list[list[float]]:
-    """Do as `sums_written` for the rows of several texts together."""
-    found = iter(sums_written(runner, [row for of_text in rows for row in of_text]))
+def _sums(
+    runner: Runner, rows: Sequence[Sequence[Row]], together: int
+) -> Slices[list[list[float]]]:
+    """Do as `sums_in_slices` for the rows of several texts together."""
+    flat = [row for of_text in rows for row in of_text]
+    found = iter((yield from sums_in_slices(runner, flat, together=together)))
     return [[next(found) for _ in of_text] for of_text in rows]
 
 

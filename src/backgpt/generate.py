@@ -234,16 +234,15 @@ def collect_all(
 class Drawing:
     """One text in the making, from the ids that are drawn for it.
 
-    With one of the job's `stop` strings it is `stopped`: nothing more is to be drawn. `opening` is
-    left out of the pieces where a text that was asked to begin with it does; `written` is what the
-    pieces join to.
+    With one of the job's `stop` strings it is `stopped`: nothing more is to be drawn.
+    `written` is what the pieces join to.
     """
 
-    def __init__(self, job: Job, *, opening: str = "") -> None:
+    def __init__(self, job: Job) -> None:
         self._prompt, self._seed = job.prompt, job.seed
         self._leftward = job.language.direction == "backward"
         self._writer = Writer(job.language, job.prompt)
-        self._stops = StopStrings(job.stop, leftward=self._leftward, opening=opening)
+        self._stops = StopStrings(job.stop, leftward=self._leftward)
         self._reason: FinishReason = "length"
         self.written = ""
         self.drawn: list[Drawn] = []
@@ -254,18 +253,13 @@ class Drawing:
         return self._stops.stopped
 
     @property
-    def opening_left_out(self) -> bool:
-        """Whether the text began with the opening, once it is finished."""
-        return self._stops.opening_left_out
-
-    @property
     def whole(self) -> str:
-        """The whole text, with what a stop string or the opening took back."""
+        """The whole text, with what a stop string took back."""
         return self._writer.text
 
     @property
     def uncut(self) -> str:
-        """What was written, with what a stop string or the opening took back."""
+        """What was written, with what a stop string took back."""
         return self._writer.written
 
     def take(self, drawn: Drawn) -> str:

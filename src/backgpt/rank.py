@@ -23,7 +23,8 @@ from backgpt.errors import UsageError
 from backgpt.generate import Text
 from backgpt.language import Parts
 from backgpt.order import ModelIds
-from backgpt.score import Runner, context_size, sums_written
+from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
+from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
 Method = Literal["backward", "forward", "both"]
@@ -57,16 +58,26 @@ def goodness(
     Texts share the part that the `writer` is given. Raises UsageError as `check_method`, and for a
     text that does not fit.
     """
+    return finished(_goodness(texts, method, writer, twin, SCORED_TOGETHER))
+
+
+def _goodness(
+    texts: Sequence[Parts], method: Method, writer: Runner, twin: Runner | None, together: int
+) -> Slices[list[float]]:
+    """Do as `goodness`, in slices of about `together` ids."""
     check_method(method, writer=writer, twin=twin)
     if twin is None or method == writer.language.direction:
         rows = [writer.language.row(*parts) for parts in texts]
-        own = sums_written(writer, rows)
+        own = yield from sums_in_slices(writer, rows, together=together)
         return [value / len(written) for value, (_, written) in zip(own, rows, strict=True)]
-    reverse = sums_written(twin, [twin.language.row(*parts) for parts in texts])
+    there = [twin.language.row(*parts) for parts in texts]
+    reverse = yield from sums_in_slices(twin, there, together=together)
     if method != "both":
         return reverse
-    own = sums_written(writer, [writer.language.row(*parts) for parts in texts])
-    alone = sums_written(twin, [_given_alone(twin, parts) for parts in texts])
+    here = [writer.language.row(*parts) for parts in texts]
+    own = yield from sums_in_slices(writer, here, together=together)
+    given = [_given_alone(twin, parts) for parts in texts]
+    alone = yield from sums_in_slices(twin, given, together=together)
     return [r + o - a for r, o, a in zip(reverse, own, alone, strict=True)]
 
 
@@ -78,23 +89,40 @@ def parts_of(tokenizer: Tokenizer, before: str, after: str) -> Parts:
 def best_of_texts(
     texts: Sequence[Text], method: Method, *, writer: Runner, twin: Runner | None
 ) -> Text:
-    """Return the best of `texts` that `writer` wrote from one given text.
+    """Return the best of `texts` that `writer` wrote from one given text; see `best_places`."""
+    places = best_places(texts, 1, method, writer=writer, twin=twin, together=SCORED_TOGETHER)
+    return texts[finished(places)[0]]
+
+
+def best_places(
+    texts: Sequence[Text],
+    n: int,
+    method: Method,
+    *,
+    writer: Runner,
+    twin: Runner | None,
+    together: int,
+) -> Slices[list[int]]:
+    """Return which `n` of `texts`, that `writer` wrote from one given text, are best, best first.
 
     One that reached its edge comes before one that was cut; what fills the context is not judged,
-    and if all do, the first is taken. Raises UsageError as `check_method`.
+    and comes last. Slices are of about `together` ids. Raises UsageError as `check_method`.
     """
     check_method(method, writer=writer, twin=twin)
-    rows = [(text, _parts_of_written(writer, text)) for text in texts]
+    parts = [_parts_of_written(writer, text) for text in texts]
     runners = [writer] if twin is None else [writer, twin]
     # The marker that is written last is not read.
     room = min(context_size(one.engine, one.language) for one in runners) - 1
-    fitting = [(text, parts) for text, parts in rows if sum(map(len, parts)) <= room]
-    whole = [row for row in fitting if row[0].finish_reason == "stop"]
-    judged = whole or fitting
-    if not judged:
-        return texts[0]
-    scores = goodness([parts for _, parts in judged], method, writer=writer, twin=twin)
-    return judged[int(np.argmax(scores))][0]
+    fitting = [place for place, of_text in enumerate(parts) if sum(map(len, of_text)) <= room]
+    whole = [place for place in fitting if texts[place].finish_reason == "stop"]
+    cut = [place for place in fitting if texts[place].finish_reason != "stop"]
+    best: list[int] = []
+    for places in (whole, cut):
+        if places and len(best) < n:
+            judged = [parts[place] for place in places]
+            scores = yield from _goodness(judged, method, writer, twin, together)
+            best += [places[i] for i in np.argsort(-np.array(scores), kind="stable")]
+    return [*best, *(place for place in range(len(texts)) if place not in fitting)][:n]
 
 
 def _parts_of_written(writer: Runner, text: Text) -> Parts:

@@ -251,6 +251,13 @@ def score_written(
     A pair is what is given, at least one id, and what is written, both in model order. Raises
     UsageError if they are together more than `engine.block_size + 1` ids.
     """
+    return finished(written_in_slices(engine, pairs, together=SCORED_TOGETHER))
+
+
+def written_in_slices(
+    engine: Engine, pairs: Sequence[tuple[ModelIds, ModelIds]], *, together: int
+) -> Slices[list[npt.NDArray[np.float32]]]:
+    """Do as `score_written`, in slices of about `together` ids."""
     lengths = np.array([len(written) for _, written in pairs], dtype=np.int64)
     widths = np.array([len(given) + len(written) for given, written in pairs], dtype=np.int64)
     found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(pairs)
@@ -258,14 +265,24 @@ def score_written(
     def whole(index: int) -> ModelIds:
         return ModelIds(np.concatenate(pairs[index]))
 
-    for index, values in _score_batched(engine, lengths, whole, widths=widths):
-        found[index] = values
+    for batch in _score_batches(engine, lengths, whole, widths=widths, together=together):
+        for index, values in batch:
+            found[index] = values
+        yield
     return found
 
 
 def sums_written(runner: Runner, pairs: Sequence[tuple[ModelIds, ModelIds]]) -> list[float]:
     """Return log p in nats of all that is written in each pair together; see `score_written`."""
-    return [float(v.sum(dtype=np.float64)) for v in score_written(runner.engine, pairs)]
+    return finished(sums_in_slices(runner, pairs, together=SCORED_TOGETHER))
+
+
+def sums_in_slices(
+    runner: Runner, pairs: Sequence[tuple[ModelIds, ModelIds]], *, together: int
+) -> Slices[list[float]]:
+    """Do as `sums_written`, in slices of about `together` ids."""
+    written = yield from written_in_slices(runner.engine, pairs, together=together)
+    return [float(values.sum(dtype=np.float64)) for values in written]
 
 
 def corpus_nats(engine: Engine, rows: Rows) -> float:

@@ -14,24 +14,21 @@ from backgpt.errors import UsageError
 class StopStrings:
     """Passes on the pieces of a text as far as they are certain.
 
-    `leftward` pieces go in front of the ones before. `opening` is a text that a leftward text was
-    asked to begin with: if it does, the opening is left out. Once a stop string is there,
-    `stopped` is true and nothing more is passed on.
+    `leftward` pieces go in front of the ones before. Once a stop string is there, `stopped` is true
+    and nothing more is passed on.
     """
 
-    def __init__(self, stop: Sequence[str], *, leftward: bool, opening: str = "") -> None:
+    def __init__(self, stop: Sequence[str], *, leftward: bool) -> None:
         """Begin. Raises UsageError for an empty stop string."""
         if not all(stop):
             raise UsageError("a text to stop at is empty: leave it out")
         self.stopped = False
-        self.opening_left_out = False
-        self._stop, self._leftward, self._opening = tuple(stop), leftward, opening
+        self._stop, self._leftward = tuple(stop), leftward
         self._held = ""
-        self._may_come = (*self._stop, *([opening] if opening else []))
 
     def push(self, piece: str) -> str:
         """Take the next piece; return what is now certain, perhaps nothing."""
-        if not self._may_come or not piece:
+        if not self._stop or not piece:
             return piece
         if self.stopped:
             return ""
@@ -39,7 +36,7 @@ class StopStrings:
         if (kept := self._before_stop(text)) is not None:
             self._held, self.stopped = "", True
             return kept
-        n_held = max(self._overlap(text, wanted) for wanted in self._may_come)
+        n_held = max(self._overlap(text, wanted) for wanted in self._stop)
         edge = n_held if self._leftward else len(text) - n_held
         left, right = text[:edge], text[edge:]
         self._held, certain = (left, right) if self._leftward else (right, left)
@@ -48,9 +45,6 @@ class StopStrings:
     def finish(self) -> str:
         """End the text at its edge; return what was held back."""
         held, self._held = self._held, ""
-        if self._opening and held.startswith(self._opening):
-            self.opening_left_out = True
-            held = held.removeprefix(self._opening)
         return held
 
     def _before_stop(self, text: str) -> str | None:

@@ -33,7 +33,6 @@ class TokenLogprobs(BaseModel):
 class Obeyed(BaseModel):
     """Whether the text does as it was told, of what was asked."""
 
-    opening: bool | None = None
     words: bool | None = None
     length: bool | None = None
 

@@ -16,7 +16,7 @@ from backgpt.server.failures import FaultError
 class Part:
     """One job of a request, whose samples are its choices from number `first` on.
 
-    `opening` is left out of a text that begins with it. `after` is called with each text that is
+    `after` is called with each text that is
     finished, and may return the job that the same choice goes on with, of one sample. With
     `tells_ids` every id that is drawn is told, whether or not it makes text.
     """
@@ -24,7 +24,6 @@ class Part:
     engine: Engine
     job: Job
     first: int = 0
-    opening: str = ""
     after: Callable[[Text], Job | None] | None = None
     tells_ids: bool = False
 

@@ -57,7 +57,9 @@ class Decoder:
         most = max(part.job.n for part in parts)
         if most > self.max_running:
             raise ApiError(
-                400, f"n = {most}: this server writes at most {self.max_running}", param="n"
+                400,
+                f"{most} texts at once: this server writes at most {self.max_running}",
+                param="n",
             )
         weight = sum(part.job.n for part in parts)
         return self._admit(weight, lambda channel: [Waiting(channel, part) for part in parts])

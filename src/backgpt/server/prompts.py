@@ -2,7 +2,7 @@
 
 suffix            the ending
 prompt            the ending as well, or the opening for a forward model
-prompt, suffix    how the text should begin, and its ending: a bridge, for models with hints
+prompt, suffix    how a text begins, and its ending: a bridge, for models that run both ways
 
 A prompt of ids is in reading order, and a text's markers may be among them, `<|start|>` first and
 `<|end|>` last. The one that the model begins with is read in any case. With the other one the text
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backgpt.api import Model
+from backgpt.bridge import room_for_middle
 from backgpt.hints import Hints
 from backgpt.language import Prompt
 from backgpt.order import ModelIds, ReadingIds
@@ -24,7 +25,10 @@ from backgpt.server.schema import CompletionRequest
 
 @dataclass(frozen=True)
 class Given:
-    """One given text: its prompt, what was asked of the text, and the opening of a bridge.
+    """One given text: its prompt, and what was asked of the text.
+
+    For a bridge `far` is the other text, which what is written is joined to, and `room` how many
+    ids may be written.
 
     `marker` is the id the model begins with, where it belongs to what was given; `whole` says that
     the marker at the far edge was given as well, so that nothing is to be written.
@@ -32,7 +36,8 @@ class Given:
 
     prompt: Prompt
     hints: Hints
-    opening: str = ""
+    far: str | None = None
+    room: int | None = None
     marker: int | None = None
     whole: bool = False
 
@@ -64,33 +69,54 @@ def given_texts(asked: CompletionRequest, model: Model) -> list[Given]:
         if model.direction == "forward":
             raise ApiError(400, "a forward model goes on from a prompt", param="suffix")
         return [_given(asked, model, ending=suffix)]
-    if model.direction == "forward" or not model.takes_hints:
-        raise ApiError(
-            400,
-            "prompt and suffix together need a backward model with hints: leave one out",
-            param="prompt",
-        )
-    return [_given(asked, model, ending=suffix, opening=prompt)]
+    return [_bridge(asked, model, opening=prompt, ending=suffix)]
 
 
-def _given(
-    asked: CompletionRequest, model: Model, *, ending: str | None, opening: str | None = None
-) -> Given:
+def _given(asked: CompletionRequest, model: Model, *, ending: str | None) -> Given:
     """Return one given text; `ending` stands for the opening of a forward model."""
     ours = asked.backgpt
-    texts = (ending, opening, *ours.words)
-    check_length(model, *texts, param="prompt" if asked.prompt else "suffix")
-    hints = Hints(opening=opening, words=tuple(ours.words), length=ours.length)
-    if model.direction == "forward":
-        ending, opening = None, ending
+    check_length(model, ending, *ours.words, param="prompt" if asked.prompt else "suffix")
+    forward = model.direction == "forward"
     prompt = model.prompt(
-        ending,
-        opening=opening,
+        None if forward else ending,
+        opening=ending if forward else None,
         words=ours.words,
         length=ours.length,
         continues=ours.continues,
     )
-    return Given(prompt, hints, opening=hints.opening or "")
+    return Given(prompt, _hints(asked))
+
+
+def _bridge(asked: CompletionRequest, model: Model, *, opening: str, ending: str) -> Given:
+    """Return what a bridge is written from, and what it is joined to."""
+    ours = asked.backgpt
+    refused = {
+        "stop": asked.stops,
+        "logprobs": asked.logprobs is not None,
+        "return_token_ids": asked.return_token_ids,
+        "backgpt.continues": ours.continues,
+    }
+    for name, value in refused.items():
+        if value:
+            raise ApiError(400, f"{name} does not go with prompt and suffix together", param=name)
+    if not model.language.told:
+        raise ApiError(
+            400,
+            f"prompt and suffix together need a model that runs both ways, this one only runs "
+            f"{model.direction}: leave one out",
+            param="prompt",
+        )
+    check_length(model, opening, ending, *ours.words, param="prompt")
+    return Given(
+        model.bridge_prompt(opening, ending, words=ours.words, length=ours.length),
+        _hints(asked),
+        far=opening if model.direction == "backward" else ending,
+        room=room_for_middle(model, model.turned(), opening, ending),
+    )
+
+
+def _hints(asked: CompletionRequest) -> Hints:
+    return Hints(words=tuple(asked.backgpt.words), length=asked.backgpt.length)
 
 
 def _given_text(asked: CompletionRequest, model: Model, text: str | None) -> Given:

@@ -95,6 +95,7 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
         "stop": asked.stops,
         "logprobs": asked.logprobs is not None,
         "echo": asked.echo,
+        "best_of": asked.best_of is not None,
         "backgpt.words": ours.words,
         "backgpt.length": ours.length,
         "backgpt.continues": ours.continues,

@@ -144,7 +144,7 @@ class Rounds:
     def _seat(self, waiting: Waiting) -> None:
         part, job = waiting.part, waiting.part.job
         desk = self._desk(part.engine)
-        drawings = [Drawing(job, opening=part.opening) for _ in range(job.n)]
+        drawings = [Drawing(job) for _ in range(job.n)]
         for place, number in enumerate(desk.running.add(job)):
             desk.writings[number] = _Writing(
                 waiting.channel, part, part.first + place, waiting.turn, drawings[place]

@@ -15,6 +15,7 @@ from backgpt.order import Direction
 from backgpt.sampling import Sampling
 
 MOST_SAMPLES = 16
+MOST_TRIED = 64
 MOST_TEXTS = 64
 MOST_STOPS = 4
 MOST_FIELDS = 64
@@ -135,7 +136,8 @@ class CompletionHints(Body):
 class CompletionRequest(Asked):
     """A completion: `suffix` is the ending, `prompt` alone as well, or a forward model's opening.
 
-    Both together ask for a text that begins and ends so.
+    Both together ask for a bridge, a text that begins and ends so. Of `best_of` texts that are
+    written, over all choices of a prompt, the best are told of.
     """
 
     suffix: str | None = None
@@ -151,6 +153,7 @@ class CompletionRequest(Asked):
     ) = None
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
     echo: bool | None = None
+    best_of: int | None = Field(None, ge=1, le=MOST_TRIED)
     return_token_ids: bool | None = None
     backgpt: CompletionHints = CompletionHints()
 

@@ -37,9 +37,13 @@ class Service:
 
     async def work_out(self, request: Request, slices: Slices[T]) -> T:
         """Return what work in slices comes to, unless the client leaves. Raises what it raises."""
+        return await while_connected(request.receive, self.worked_out(slices))
+
+    async def worked_out(self, slices: Slices[T]) -> T:
+        """Return what work in slices comes to; it is stopped if the caller is. Raises likewise."""
         channel = self.decoder.work(slices)
         try:
-            result: T = await while_connected(request.receive, channel.result())
+            result: T = await channel.result()
             return result
         finally:
             channel.close()

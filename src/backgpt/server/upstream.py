@@ -100,7 +100,7 @@ class Upstream:
         following: Job | None = part.job
         while following is not None:
             job, following = following, None
-            drawings = [Drawing(job, opening=part.opening) for _ in range(job.n)]
+            drawings = [Drawing(job) for _ in range(job.n)]
             unfinished = set(range(job.n))
             async for number, drawn, ended in self._drawn(part, job):
                 if number not in unfinished:

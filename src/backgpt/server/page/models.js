@@ -3,7 +3,9 @@
 import { make } from "./dom.js";
 
 /**
- * @typedef {{directions: string[], hints: boolean, chat: boolean, block_size: number}} Abilities
+ * `bridges` is whether it writes from an opening to an ending, which takes both directions.
+ * @typedef {{directions: string[], bridges: boolean, hints: boolean, chat: boolean,
+ *   block_size: number}} Abilities
  * @typedef {{id: string, backgpt?: Partial<Abilities>}} Model
  */
 
@@ -14,7 +16,9 @@ import { make } from "./dom.js";
  */
 export function abilities(model) {
   const known = model?.backgpt ?? {};
-  return { directions: ["backward"], hints: false, chat: false, block_size: 512, ...known };
+  const directions = known.directions ?? ["backward"];
+  const least = { hints: false, chat: false, block_size: 512 };
+  return { ...least, ...known, directions, bridges: directions.length > 1 };
 }
 
 /**

@@ -14,7 +14,7 @@ export const UNHEEDED =
  * @typedef {object} Completion what is asked of /v1/completions
  * @property {string} [model]
  * @property {string} suffix
- * @property {string} [prompt] the opening
+ * @property {string} [prompt] the opening of a bridge
  * @property {number} n
  * @property {number} temperature
  * @property {number} seed
@@ -86,20 +86,20 @@ export class Settings {
   }
 
   /**
-   * What the text should be like, if the model can be told.
+   * What the text should be like: its opening, if the model can reach it, the rest if it can be told.
    * @returns {{opening?: string, words?: string[], length?: string}}
    */
   get hints() {
-    if (!this.abilities.hints) return {};
+    const { bridges, hints } = this.abilities;
     const opening = this.field("opening").value;
     const words = this.field("words")
       .value.split(/[\s,;]+/u)
       .filter(Boolean);
     const length = this.field("length").value;
     return {
-      ...(opening.trim() && { opening }),
-      ...(words.length && { words }),
-      ...(length && { length }),
+      ...(bridges && opening.trim() && { opening }),
+      ...(hints && words.length && { words }),
+      ...(hints && length && { length }),
     };
   }
 
@@ -117,9 +117,9 @@ export class Settings {
   }
 
   showHints() {
-    const { hints } = this.abilities;
-    for (const field of this.form.querySelectorAll("[data-hint]")) {
-      /** @type {HTMLElement} */ (field).hidden = !hints;
+    const { bridges, hints } = this.abilities;
+    for (const field of this.form.querySelectorAll("[data-hint], [data-bridge]")) {
+      /** @type {HTMLElement} */ (field).hidden = !(field.matches("[data-hint]") ? hints : bridges);
     }
   }
 

@@ -2,6 +2,7 @@
 
 import { ApiError, stream } from "./api.js";
 import { Pace } from "./pace.js";
+import { units } from "./text.js";
 
 /**
  * How a beginning ended: where the text begins, because there was no more room, because the reader
@@ -34,10 +35,11 @@ export async function write(body, { show, pace, signal }) {
   try {
     for await (const event of stream("v1/completions", live(body), signal)) {
       for (const choice of event.choices ?? []) {
-        if (choice.text) paces[choice.index].push(choice.text);
+        const pieces = body.prompt ? leftward(choice.text) : [choice.text];
+        for (const piece of pieces) if (piece) paces[choice.index].push(piece);
         if (!choice.finish_reason) continue;
-        beginnings[choice.index].finish = choice.finish_reason;
-        if (choice.backgpt?.obeyed?.opening && body.prompt) paces[choice.index].push(body.prompt);
+        if (body.prompt) paces[choice.index].push(body.prompt);
+        beginnings[choice.index].finish = body.prompt ? "stop" : choice.finish_reason;
       }
     }
   } catch (error) {
@@ -47,6 +49,16 @@ export async function write(body, { show, pace, signal }) {
   await Promise.all(paces.map((one) => one.shown()));
   if (signal.aborted) for (const beginning of beginnings) beginning.finish = "stopped";
   return { beginnings, problem };
+}
+
+/**
+ * Split a text into words, the last first: a bridge comes whole, and is shown as other texts are.
+ * @param {string} text
+ */
+function leftward(text) {
+  return units(text)
+    .map(({ gap, word }) => gap + word)
+    .reverse();
 }
 
 /** @param {import("./settings.js").Completion} body */
