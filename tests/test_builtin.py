@@ -19,7 +19,7 @@ from backgpt.card_text import README
 from backgpt.checkpoint import ModelFolder, read_model, save_model
 from backgpt.cli import main
 from backgpt.config import TrainConfig
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.manifest import verify
 from backgpt.model import Transformer
 from backgpt.shape import ModelConfig
@@ -157,6 +157,14 @@ def test_load_without_a_path_is_stories_and_runs_both_ways(models: Path) -> None
     [same] = backgpt.load(models / "stories").write(ending="The end.", max_new_tokens=5, seed=1)
     assert text.text == same.text
     assert backgpt.load("base", direction="forward").direction == "forward"
+
+
+@pytest.mark.parametrize("option", [{"isa": "plain"}, {"dtype": "int8"}, {"threads": 1}])
+def test_what_the_native_engine_takes_is_refused_for_torch(
+    models: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="for the native engine: leave them out"):
+        backgpt.load(engine="torch", **option)
 
 
 def test_sample_uses_stories_when_no_model_is_named(

@@ -24,13 +24,15 @@ def open_engine(
     Raises UsageError for what does not fit together, MissingExtraError without an engine.
     """
     if folder.family != "qwen3":
-        return _engine_of_family(folder, wanted, device, dtype=dtype, threads=threads)
+        if threads is not None or isa is not None:
+            raise UsageError("threads and isa are for the native engine: leave them out")
+        return _engine_of_family(folder, wanted, device, dtype=dtype)
     if wanted != "torch" and (wanted or device == "cpu"):
         made = _native_engine(folder, wanted, device, dtype=dtype, threads=threads, isa=isa)
         if made is not None:
             return made
-    if dtype is not None or threads is not None:
-        raise UsageError("dtype and threads are for the native engine: leave them out")
+    if dtype is not None or threads is not None or isa is not None:
+        raise UsageError("dtype, threads and isa are for the native engine: leave them out")
     return _torch_engine(folder, device)
 
 
@@ -69,7 +71,6 @@ def _engine_of_family(
     device: str,
     *,
     dtype: Dtype | None,
-    threads: int | None,
 ) -> Engine:
     """Return the engine for a model that is not of our own shape; all of them are torch."""
     if wanted not in (None, "torch"):
@@ -77,8 +78,8 @@ def _engine_of_family(
             f"engine = {wanted!r}: it runs models in the Qwen3 shape, this one is of the family "
             f"{folder.family!r}: leave it out"
         )
-    if threads is not None or dtype not in (None, "float32", "bfloat16"):
-        raise UsageError("threads and small dtypes are for the native engine: leave them out")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UsageError(f"dtype = {dtype!r} is for the native engine: leave it out")
     if folder.family == "transformers":
         assert folder.path is not None  # it was read from there
         try:
