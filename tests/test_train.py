@@ -207,6 +207,19 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     assert any("damaged" in text and "step-6" in text for text in notes.notices)
     assert notes.first_step == 4
     assert_same_run(finished, run)
+    assert [path.name for path in (run / "checkpoints").glob("*.damaged")] == ["step-6.damaged"]
+
+
+def test_what_is_saved_after_a_damaged_checkpoint_stays(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for folder in checkpoints(run)[-2:]:
+        (folder / "model.safetensors").write_bytes(b"")
+    train(settings(dataset_path, run, save_every=1, keep_last=1, max_steps=5), report=Notes())
+    assert pointed(run, LATEST) == run / "checkpoints" / "step-5" == checkpoints(run)[-1]
+    assert read_checkpoint(checkpoints(run)[-1]).step == 5
 
 
 def test_accumulating_small_micro_batches_equals_one_large(
@@ -349,9 +362,17 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     config = settings(dataset_path, tmp_path / "killed")
     config.out.mkdir()
     (config.out / "metrics.jsonl").write_text('{"step": 1, "loss": 6.0}\n{"step": 2, "lo')
+    (config.out / "samples.md").write_text("\n## Step 2\n> a\n\n## Step \0\0")
     train(config, report=Notes())
     train(settings(dataset_path, tmp_path / "whole"), report=Notes())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_metrics_line_that_was_not_written_whole_ends_what_is_known(tmp_path: Path) -> None:
+    good, later = b'{"step": 1, "loss": 6.0}\n', b'{"step": 3, "loss": 5.0}\n'
+    for bad in (b"\0\0\0\n", b'{"step": 2, "lo\n', b"\xff\n"):
+        (tmp_path / "metrics.jsonl").write_bytes(good + bad + later)
+        assert [record["step"] for record in read_metrics(tmp_path)] == [1]
 
 
 def test_a_run_beyond_the_steps_asked_for_is_refused(finished: Path, dataset_path: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_synced, write_whole
 from backgpt.language import Language
-from backgpt.manifest import MANIFEST, read_json, verify, whole_folder, write_json
+from backgpt.manifest import MANIFEST, TEMPORARY, read_json, verify, whole_folder, write_json
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Arrays, Storage, check, count_parameters, dequantized, quantized
 from backgpt.shape import ModelConfig, shape_from
@@ -34,6 +34,7 @@ WEIGHTS_OF: dict[Storage, str] = {"float32": WEIGHTS, "int8": INT8_WEIGHTS}
 """The file with the weights, by how they are stored."""
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 CHECKPOINTS, LATEST, BEST = "checkpoints", "latest", "best"
+DAMAGED = ".damaged"
 
 Family = Literal["qwen3", "smolgpt", "transformers"]
 """Our own shape, which is Qwen3's; smolGPT's; or whatever the library transformers runs."""
@@ -263,8 +264,15 @@ def thin(run: Path, *, keep_last: int) -> None:
     for folder in checkpoints(run)[:-keep_last]:
         if folder != best:
             shutil.rmtree(folder)
-    for unfinished in (run / CHECKPOINTS).glob("step-*.tmp"):
+    for unfinished in (run / CHECKPOINTS).glob(f".step-*{TEMPORARY}"):
         shutil.rmtree(unfinished)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it is no longer one of the run's. Raises OSError."""
+    aside = folder.with_name(folder.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def point(run: Path, name: str, folder: Path) -> None:

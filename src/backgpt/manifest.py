@@ -6,39 +6,53 @@ last one, and then renamed: what has no manifest that verifies was not finished,
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from backgpt.errors import CorruptFileError
 from backgpt.files import sync_folder, write_synced
 
 MANIFEST = "manifest.json"
+TEMPORARY = ".tmp"
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into; after the block it is at `folder`, with its manifest.
 
-    It takes the place of what was there; if the block fails, that stays. Raises OSError.
+    It takes the place of what was there; if anything fails, that stays. A program that is killed
+    leaves a hidden folder `.NAME.….tmp` beside it. Raises OSError.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        files = {file.relative_to(temporary).as_posix(): file for file in files_in(temporary)}
-        manifest = {name: fingerprint(file) for name, file in files.items()}
-        write_json(temporary / MANIFEST, {"files": manifest})
-        for inner in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(
+        prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        files = {file.relative_to(new).as_posix(): file for file in files_in(new)}
+        write_json(
+            new / MANIFEST, {"files": {name: fingerprint(file) for name, file in files.items()}}
+        )
+        for inner in (new, *(path for path in new.rglob("*") if path.is_dir())):
             sync_folder(inner)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        _put_in_place(new, folder, aside=Path(temporary) / "old")
         sync_folder(folder.parent)
+
+
+def _put_in_place(new: Path, folder: Path, *, aside: Path) -> None:
+    """Rename `new` to `folder`, what was there to `aside`; if that fails, it is back."""
+    if not folder.is_dir():
+        new.rename(folder)
+        return
+    folder.rename(aside)
+    try:
+        new.rename(folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        aside.rename(folder)
         raise
 
 

@@ -30,6 +30,7 @@ from backgpt.checkpoint import (
     read_checkpoint,
     read_model,
     save_checkpoint,
+    set_aside,
     thin,
 )
 from backgpt.config import TrainConfig
@@ -292,12 +293,17 @@ class Run:
         return {r["step"]: r["valid_loss"] for r in records if "valid_loss" in r}
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        """Read the newest checkpoint that verifies, with a warning for each that does not."""
+        """Read the newest checkpoint that verifies; set those aside that do not, with a warning.
+
+        If they stayed, they would count as newer than what is saved next.
+        """
         for folder in reversed(checkpoints(self.config.out)):
             try:
                 return read_checkpoint(folder)
             except CorruptFileError as error:
                 self._notice(f"skipping a damaged checkpoint: {error}")
+                if self.ranks.first:
+                    set_aside(folder)
         return None
 
     def _begin_from(self, init: str | None) -> None:

@@ -55,12 +55,18 @@ def write_settings(config: TrainConfig) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of `metrics.jsonl`; a last line that was cut off is left out."""
+    """Return the records of `metrics.jsonl`, up to the first line that was not written whole."""
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8").split("\n")[:-1]
+        lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # power was cut while it was written
+            break
+    return records
 
 
 def rewind(run: Path, step: int) -> None:
@@ -69,8 +75,14 @@ def rewind(run: Path, step: int) -> None:
     write_whole(run / METRICS, "".join(_line(record) for record in kept).encode())
     samples = run / SAMPLES
     if samples.is_file():
-        head, *sections = samples.read_text(encoding="utf-8").split("\n## Step ")
-        written = [s for s in sections if int(s.split("\n", 1)[0].replace(",", "")) <= step]
+        text = samples.read_text(encoding="utf-8", errors="replace")
+        head, *sections = text.split("\n## Step ")
+        steps = [section.split("\n", 1)[0].replace(",", "") for section in sections]
+        written = [
+            section
+            for section, written_at in zip(sections, steps, strict=True)
+            if written_at.isdecimal() and int(written_at) <= step
+        ]
         write_whole(samples, "\n## Step ".join([head, *written]).encode())
 
 
