@@ -396,7 +396,7 @@ import json, sys, time
 began = float(sys.argv[1]); marks = {"start": time.time() - began}
 def mark(name, since): marks[name] = time.time() - since; return time.time()
 from pathlib import Path
-from backgpt.checkpoint import read_model
+from backgpt.model_folder import read_model
 from backgpt.engine.native_engine import NativeEngine
 from backgpt.generate import Writer, generate
 from backgpt.language import Language

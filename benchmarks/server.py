@@ -32,10 +32,10 @@ from decode import Arrays, Task, gguf_file
 from load import Asked, Load, Program, serving
 
 from backgpt.builtin import DEFAULT, find
-from backgpt.checkpoint import ModelFolder, read_model
 from backgpt.engine.native_engine import available_threads
 from backgpt.files import write_whole
 from backgpt.language import Language
+from backgpt.model_folder import ModelFolder, read_model
 from backgpt.sampling import Sampling
 
 OURS, PEER = "backgpt", "llama.cpp"

@@ -174,9 +174,10 @@ NB_MODULE(_native, module) {
            })
       .def("release",
            [](Model& model, int row) {
-             check_row(model, model.cache(), row);
-             model.cache().release(row);
-           })
+             if (row < 0) throw std::invalid_argument("no such row");
+             if (row < model.cache().rows()) model.cache().release(row);
+           },
+           nb::arg("row"), "Let go of what a row holds, if it holds anything.")
       .def("length",
            [](Model& model, int row) {
              check_row(model, model.cache(), row);

@@ -20,7 +20,6 @@ from backgpt import load
 from backgpt.api import Model
 from backgpt.builtin import find
 from backgpt.card import Loss, Measures, Obedience
-from backgpt.checkpoint import read_model, save_model
 from backgpt.datasets import open_source
 from backgpt.errors import BackgptError, UsageError
 from backgpt.evaluate import (
@@ -36,6 +35,7 @@ from backgpt.evaluate import (
 )
 from backgpt.files import write_whole
 from backgpt.hints import Kind
+from backgpt.model_folder import read_model, save_model
 from backgpt.order import Direction
 from backgpt.quantize import Storage
 

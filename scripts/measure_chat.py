@@ -24,7 +24,6 @@ from backgpt.api import Model
 from backgpt.builtin import find
 from backgpt.card import ChatLoss, ChatMeasures, Exchange, Retrieved, Said
 from backgpt.chat import MODES, Mode, Template
-from backgpt.checkpoint import read_model, save_model
 from backgpt.datasets import Conversation, find_source, read_conversations
 from backgpt.errors import BackgptError, UsageError
 from backgpt.evaluate import choose
@@ -49,6 +48,7 @@ from backgpt.evaluate_chat import (
     write_all,
 )
 from backgpt.files import write_whole
+from backgpt.model_folder import read_model, save_model
 from backgpt.rewind import Transcript
 
 SHOWN: tuple[tuple[Mode, str], ...] = (

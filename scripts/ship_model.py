@@ -14,8 +14,8 @@ from pathlib import Path
 from backgpt.builtin import MODELS, NAME, describe
 from backgpt.card import CARD, Card, ChatMeasures, Measures, read_as
 from backgpt.card_text import README, full_card
-from backgpt.checkpoint import read_model, save_model
 from backgpt.errors import BackgptError, UsageError
+from backgpt.model_folder import read_model, save_model
 from backgpt.quantize import count_parameters
 
 

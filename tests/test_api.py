@@ -136,8 +136,6 @@ def test_the_best_of_several_texts_is_one_of_them(model: Model) -> None:
         chosen[method] = [text.text for text in texts]
     assert chosen[None] == chosen["forward"]
     assert len({tuple(texts) for texts in chosen.values()}) > 1
-    alone = model.write(**asked, n=6, best_of=1, rank_by="forward")  # type: ignore[arg-type]
-    assert [text.text for text in alone] == written
 
 
 @pytest.mark.parametrize("direction", ["backward", "forward"])
@@ -179,6 +177,8 @@ def test_texts_that_cannot_be_ranked_so_are_refused_before_any_is_written(
         ({"twin": tiny_model(other, direction="forward")}, "different tokenizers"),
         ({"continues": True}, "ranking is for whole texts"),
         ({"stop": ["x"]}, "ranking is for whole texts"),
+        ({"best_of": 1, "rank_by": "backward"}, "choose among the texts of best_of: give it"),
+        ({"best_of": 1, "twin": alone}, "choose among the texts of best_of: give it"),
     ):
         with pytest.raises(UsageError, match=words):
             alone.write("The end.", **{"best_of": 2, **options})  # type: ignore[arg-type]

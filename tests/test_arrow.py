@@ -12,6 +12,7 @@ import pytest
 import backgpt
 from backgpt import arrow as arrow_module
 from backgpt.arrow import ArrowJob, arrow
+from backgpt.cli import main
 from backgpt.errors import ConfigError, DataError, StoppedError, UsageError
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.report import ArrowReport
@@ -257,6 +258,23 @@ def test_a_length_in_epochs_takes_the_place_of_the_default_steps(tmp_path: Path)
     report = run(asked, reporter)
     assert reporter.steps == [(0, report.steps)] * 2
     assert 1 < report.steps < 20
+
+
+def test_a_length_on_the_command_line_wins_over_that_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ArrowJob] = []
+
+    def stop(job: ArrowJob, **_: object) -> ArrowReport:
+        asked.append(job)
+        raise UsageError("that will do")
+
+    monkeypatch.setattr(arrow_module, "arrow", stop)
+    (tmp_path / "run.toml").write_text("epochs = 3.0\nlr = 0.5\n")
+    config = ("--config", str(tmp_path / "run.toml"))
+    with pytest.raises(SystemExit):
+        main(["arrow", "one-way", *config, "--max-steps=2", f"--out={tmp_path}"])
+    assert [job.settings for job in asked] == [{"lr": 0.5, "max_steps": 2}]
 
 
 def learned(source: str, out: Path, **settings: Any) -> ArrowReport:

@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from backgpt import builtin
 from backgpt.builtin import describe, find, names
 from backgpt.card import CARD, Card, read_card
 from backgpt.card_text import README
-from backgpt.checkpoint import ModelFolder, read_model, save_model
 from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.manifest import verify
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, read_model, save_model
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
@@ -165,6 +166,50 @@ def test_what_the_native_engine_takes_is_refused_for_torch(
 ) -> None:
     with pytest.raises(UsageError, match="for the native engine: leave them out"):
         backgpt.load(engine="torch", **option)
+
+
+needs_native = pytest.mark.skipif(
+    not find_spec("backgpt.engine._native"), reason="no native engine here"
+)
+
+
+@needs_native
+def test_without_a_gpu_the_device_auto_is_the_native_engine(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    native = type(backgpt.load().engine)
+    assert type(backgpt.load(device="auto", threads=1).engine) is native
+    assert type(backgpt.load(device="auto", engine="torch").engine) is not native
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    assert type(backgpt.load(device="auto").engine) is native
+
+
+def test_with_a_gpu_the_device_auto_is_torch_on_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def choose(name: str, _: object) -> torch.device:
+        chosen.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("backgpt.devices.choose_device", choose)
+    backgpt.load(device="auto")
+    assert chosen == ["auto"]
+    with pytest.raises(UsageError, match="for the native engine: leave them out"):
+        backgpt.load(device="auto", threads=1)
+
+
+@needs_native
+def test_the_device_auto_takes_the_instruction_set_that_is_asked_for(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("BACKGPT_ISA", "abacus")
+    assert command("sample", "--ending=x", "--device=auto") == 2
+    assert "'abacus' is not to be had here" in capsys.readouterr().err
 
 
 def test_sample_uses_stories_when_no_model_is_named(

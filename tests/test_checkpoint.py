@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,30 @@ import numpy as np
 import pytest
 
 from backgpt import checkpoint as module
+from backgpt import model_folder
 from backgpt.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    point,
+    read_checkpoint,
+    save_checkpoint,
+    thin,
+)
+from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
+from backgpt.manifest import MANIFEST, verify
+from backgpt.model_folder import (
     BEST,
     CONFIG,
     HUGGING_FACE_NAMES,
     INT8_WEIGHTS,
     LATEST,
     WEIGHTS,
-    Checkpoint,
     ModelFolder,
-    checkpoints,
-    point,
     pointed,
-    read_checkpoint,
     read_model,
-    save_checkpoint,
     save_model,
-    thin,
     write_model,
 )
-from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
-from backgpt.manifest import MANIFEST, verify
 from backgpt.quantize import SCALE, dequantized, quantized
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
@@ -262,7 +265,7 @@ def test_missing_scales_are_refused_with_the_files_name(
     def without_scale(weights: Any) -> Any:
         return {k: v for k, v in quantized(weights).items() if not k.endswith(SCALE)}
 
-    monkeypatch.setattr(module, "quantized", without_scale)
+    monkeypatch.setattr(model_folder, "quantized", without_scale)
     save_model(model, tmp_path / "small", storage="int8")
     with pytest.raises(CorruptFileError, match=rf"{INT8_WEIGHTS}.*no a\.weight_scale"):
         read_model(tmp_path / "small", dequantize=dequantize)
@@ -273,7 +276,7 @@ def test_a_model_is_saved_over_another_whole_or_not_at_all(
 ) -> None:
     folder = tmp_path / "model"
     save_model(model, folder, files={"README.md": b"one"})
-    monkeypatch.setattr(module, "write_synced", _full)
+    monkeypatch.setattr(model_folder, "write_synced", _full)
     with pytest.raises(BackgptError, match="No space left on device"):
         save_model(model, folder, files={"README.md": b"two"})
     monkeypatch.undo()
@@ -283,6 +286,47 @@ def test_a_model_is_saved_over_another_whole_or_not_at_all(
     save_model(model, folder, storage="int8", files={"card.json": b"{}"})
     verify(folder)
     assert not (folder / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(
+    model: ModelFolder, tmp_path: Path, value: float
+) -> None:
+    weights = {"a.weight": np.array([[1, value]], dtype=np.float32)}
+    save_model(replace(model, weights=weights), tmp_path / "model")
+    with pytest.raises(CorruptFileError, match=rf"{WEIGHTS}: a.weight has a number"):
+        read_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"vocab_size": "300"}, "vocab_size = '300'"),
+        ({"vocab_size": None}, "vocab_size = None"),
+        ({"rope_parameters": "x"}, "rope_parameters and shape must be tables"),
+        ({"shape": [1]}, "rope_parameters and shape must be tables"),
+    ],
+)
+def test_values_of_another_type_are_named(
+    folder: Path, values: dict[str, Any], reason: str
+) -> None:
+    edit(folder / CONFIG, **values)
+    with pytest.raises(BackgptError, match=reason):
+        read_model(folder)
+
+
+def test_without_its_weights_only_what_is_read_is_verified(
+    model: ModelFolder, tmp_path: Path
+) -> None:
+    save_model(model, tmp_path / "model")
+    (tmp_path / "model" / WEIGHTS).write_bytes(b"")
+    read = read_model(tmp_path / "model", with_weights=False)
+    assert (read.config, read.weights) == (model.config, {})
+    with pytest.raises(CorruptFileError, match=WEIGHTS):
+        read_model(tmp_path / "model")
+    (tmp_path / "model" / CONFIG).write_bytes(b"{}")
+    with pytest.raises(CorruptFileError, match=CONFIG):
+        read_model(tmp_path / "model", with_weights=False)
 
 
 def test_every_model_folder_says_how_its_ids_run(folder: Path) -> None:

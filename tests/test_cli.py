@@ -18,6 +18,9 @@ import backgpt
 from backgpt.checkpoint import checkpoints
 from backgpt.cli import main
 from backgpt.cli.growing import lines_from_end
+from backgpt.config import TrainConfig, to_toml
+from backgpt.run import RunResult
+from backgpt.shape import PRESETS
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 TRAIN = [
@@ -142,6 +145,54 @@ def test_a_text_to_stop_at_ends_what_is_written_and_is_no_part_of_it(run: Path) 
     assert_refused(backgpt_command(*options, "--stop="), 2, "stop")
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_goes_into_a_pipe_is_utf_8_whatever_the_locale(run: Path, encoding: str) -> None:
+    def done(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "backgpt", "sample", "--model", str(run), *flags],
+            capture_output=True,
+            encoding="utf-8",
+            env={**ENVIRONMENT, "PYTHONIOENCODING": encoding},
+            check=False,
+        )
+
+    written = done("--ending", "中 The end.", "--max-new-tokens=3")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.endswith("中 The end.\n")
+    assert "中" in done("--ending=x", "--device=中").stderr
+
+
+@pytest.mark.parametrize(
+    ("on_a_terminal", "wanted"),
+    [(True, "é ? ?\n".encode("cp1252")), (False, "é 中 \\udcff\n".encode())],
+)
+def test_no_text_is_too_much_for_an_output(
+    monkeypatch: pytest.MonkeyPatch, on_a_terminal: bool, wanted: bytes
+) -> None:
+    class Output(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return on_a_terminal
+
+    for name in ("stdout", "stderr"):
+        written = io.BytesIO()
+        output = Output(written, encoding="cp1252", newline="\n")
+        monkeypatch.setattr(sys, name, output)
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        print("é 中 \udcff", file=output, flush=True)
+        assert written.getvalue().endswith(wanted)
+
+
+def test_an_output_that_a_caller_has_put_in_place_is_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert output.getvalue() == f"{backgpt.__version__}\n"
+
+
 def test_many_samples_are_set_apart(run: Path) -> None:
     done = backgpt_command(
         "sample", "--model", run, "--ending", "The end.", "--max-new-tokens=5", "-n", "3"
@@ -166,6 +217,7 @@ def test_many_samples_are_set_apart(run: Path) -> None:
         (["--order=sideways"], ["sideways"]),
         (["--stream", "--json"], ["--stream"]),
         (["--json", "--order=model"], ["--order"]),
+        (["--stop=x", "--order=model"], ["--stop", "--order"]),
         (["--endin=x"], ["--endin"]),
     ],
 )
@@ -206,6 +258,7 @@ def test_a_bad_request_to_sample_is_one_line_and_exit_code_2(
         (["--ending=x", "--best-of=2", "--stop=x"], ["ranking is for whole texts"]),
         (["--ending=x", "--rank=backward"], ["--rank and --twin", "--best-of"]),
         (["--ending=x", "--twin=stories"], ["--rank and --twin", "--best-of"]),
+        (["--ending=x", "--best-of=1", "--rank=backward"], ["--best-of: give it as well, 2 or"]),
         (["--ending=x", "--around=x"], ["--ending, --around exclude each other"]),
         (["--ending=x", "--end-words=x"], ["--ending, --end-words exclude each other"]),
         (["--ending=x", "--lines=3"], ["--lines", "give --rhyme"]),
@@ -418,6 +471,15 @@ def test_a_source_that_cannot_be_read_is_named_and_nothing_is_written(
     assert not (tmp_path / "data").exists()
 
 
+def test_an_empty_separator_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a b c")
+    done = backgpt_command(
+        "prepare", tmp_path / "a.txt", "--out", tmp_path / "data", "--separator="
+    )
+    assert_refused(done, 2, "separator = ''")
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_vocabulary_larger_than_uint16_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a b c")
     done = backgpt_command(
@@ -456,6 +518,39 @@ def test_a_bad_training_setting_is_one_line_and_nothing_is_written(
     done = backgpt_command("train", "--data", dataset_path, "--out", out, "--max-steps=2", *flags)
     assert_refused(done, 2, *words)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("in_file", "flag", "resolved"),
+    [
+        ("epochs = 3.0", "--max-steps=2", "max_steps = 2"),
+        ("max_steps = 3", "--epochs=0.5", "epochs = 0.5"),
+        ("epochs = 3.0\nmax_steps = 3", "--max-steps=2", "max_steps = 2"),
+    ],
+)
+def test_a_length_on_the_command_line_wins_over_that_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: str, flag: str, resolved: str
+) -> None:
+    asked = []
+
+    def job(settings: TrainConfig, **_: object) -> RunResult:
+        asked.append(to_toml(settings).splitlines())
+        return RunResult(tmp_path, 0, None, None, None)
+
+    monkeypatch.setattr("backgpt.train.train", job)
+    (tmp_path / "run.toml").write_text(f"{in_file}\nlr = 0.5\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", str(tmp_path / "run.toml"), "--data=x", "--out=y", flag])
+    assert ended.value.code == 0
+    [settings] = asked
+    lengths = [line for line in settings if line.startswith(("max_steps", "epochs"))]
+    assert (lengths, "lr = 0.5" in settings) == ([resolved], True)
+
+
+@pytest.mark.parametrize("command", ["train", "arrow"])
+def test_help_names_all_presets(command: str) -> None:
+    told = " ".join(backgpt_command(command, "--help").stdout.split())
+    assert f"One of {', '.join(PRESETS)}." in told
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "tokenizer"])

@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 import backgpt
-from backgpt.checkpoint import read_model, save_model
+from backgpt.chat import Mode
+from backgpt.cli.talking import talk
 from backgpt.config import TrainConfig
+from backgpt.messages import as_transcript
+from backgpt.model_folder import read_model, save_model
 from backgpt.sampling import Sampling
 from backgpt.session import Session
 from backgpt.train import train
@@ -170,9 +173,26 @@ def test_a_chat_on_a_terminal(terminal: Terminal, run: Path, tmp_path: Path) -> 
     assert terminal.exit_code() == 0
 
 
+def test_what_python_itself_refuses_does_not_end_a_chat(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = iter([f"/seed {'9' * 5000}", "/save ~no-such-user/chat.json", "/seed 7", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    talk(Session(backgpt.load(run), seed=4))
+    _, digits, nobody, seed = capsys.readouterr().err.splitlines()
+    assert digits == "seed = 999999999999… has 5,000 digits: give a number of fewer"
+    assert "~no-such-user" in nobody
+    assert nobody.endswith("No such file or directory")
+    assert seed == "seed 7"
+
+
 def flat(text: str) -> str:
-    """Return text without white space, which a terminal moves."""
-    return "".join(text.split())
+    """Return text without white space and control characters, which a terminal moves."""
+    return "".join(one for one in text if one.isprintable() and not one.isspace())
 
 
 def test_ctrl_c_stops_a_message_and_at_the_prompt_the_chat(run: Path) -> None:
@@ -258,6 +278,85 @@ def test_a_bad_request_is_one_line_and_exit_code_2(
     done = in_a_pipe("--model", run, *flags, text=text)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def saved(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with two chats, as /save writes it."""
+    session = Session(backgpt.load(run), name=str(run), max_new_tokens=6, seed=4)
+    list(session.say("It rained."))
+    session.context = "A dog."
+    list(session.say("The dog."))
+    path = tmp_path_factory.mktemp("saved") / "chat.json"
+    session.save(path)
+    return path
+
+
+def test_a_saved_chat_is_shown_and_goes_on_where_it_was(
+    run: Path, saved: Path, tmp_path: Path
+) -> None:
+    session = Session.load(saved, backgpt.load(run))
+    terminal = Terminal("--load", saved, "--seed=8")
+    shown = terminal.until("you> ")
+    assert "ask: you answer, it asks; seed 8" in shown
+    assert "the latest of 2 conversations" in shown
+    assert flat(as_transcript(session.transcript)) in flat(shown)
+    session.seed = 8
+    list(session.say("Because."))
+    assert flat(session.transcript[0].text) in flat(terminal.say("Because."))
+    terminal.say(f"/save {tmp_path / 'again.json'}")
+    terminal.type("\x04")
+    assert terminal.exit_code() == 0
+    os.close(terminal.file)
+    again = Session.load(tmp_path / "again.json", session.model)
+    assert [talk.ids.tolist() for talk in again.talks] == [t.ids.tolist() for t in session.talks]
+    assert again.name == str(run)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"), [([], "ask"), (["--mode=rewind"], "rewind"), (["--mode=reply"], "reply")]
+)
+def test_in_a_pipe_a_saved_chat_goes_on_by_one_message(
+    run: Path, saved: Path, flags: list[str], mode: Mode
+) -> None:
+    before = saved.read_bytes()
+    session = Session.load(saved, backgpt.load(run))
+    session.mode, session.sampling = mode, replace(session.sampling, temperature=1.5)
+    list(session.say("Because."))
+    done = in_a_pipe("--load", saved, *flags, "--temperature=1.5", text="Because.\n")
+    shown = session.transcript
+    told = {"ask": shown[0].text, "reply": shown[-1].text, "rewind": as_transcript(shown)}
+    assert (done.returncode, done.stdout) == (0, told[mode] + "\n"), done.stderr
+    assert saved.read_bytes() == before
+    if mode == "ask":
+        assert shown[2:] == Session.load(saved, session.model).transcript
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "reason"),
+    [
+        (["--load={saved}.none"], 2, "cannot read"),
+        (["--load={damaged}"], 2, "not valid JSON"),
+        (["--load={cold}"], 1, "temperature = 0"),
+        (["--load={saved}", "--model=backchat"], 2, "another tokenizer or unit: load its model, "),
+        (["--load={lost}"], 2, "a chat with runs/lost, which is not here: name it with --model"),
+        (["--load={saved}", "--json"], 2, "a pipe without --load"),
+        (["--load={saved}", "--turns=2"], 2, "--turns is for --mode rewind: leave it out with ask"),
+        (["--load={saved}", "--seed=-1"], 2, "seed = -1"),
+    ],
+)
+def test_a_chat_that_cannot_be_gone_on_with_is_one_line(
+    saved: Path, tmp_path: Path, flags: list[str], code: int, reason: str
+) -> None:
+    text = saved.read_text()
+    files = {name: tmp_path / f"{name}.json" for name in ("damaged", "cold", "lost")}
+    files["damaged"].write_text(text[:-20])
+    files["cold"].write_text(text.replace('"temperature": 0.8', '"temperature": 0'))
+    files["lost"].write_text(json.dumps({**json.loads(text), "model": "runs/lost"}))
+    done = in_a_pipe(*(flag.format(saved=saved, **files) for flag in flags))
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
 

@@ -11,10 +11,10 @@ import torch
 
 from backgpt import arrow as arrow_module
 from backgpt.card import read_as
-from backgpt.checkpoint import ModelFolder, save_model
 from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import Directions
 from backgpt.report import ArrowReport, ReportCard
 from backgpt.tokenizer import Tokenizer

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import backgpt
-from backgpt.checkpoint import ModelFolder, save_model
 from backgpt.cli import main
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ def save_random_model(
     seed: int = 1,
     unit: Unit = "token",
     block_size: int = BLOCK_SIZE,
-    factor: float = 3.0,
+    last_norm: float | None = None,
 ) -> None:
     config = ModelConfig(
         n_layer=1,
@@ -44,7 +44,9 @@ def save_random_model(
         vocab_size=tokenizer.vocab_size,
     )
     weights = Transformer(config, generator=torch.Generator().manual_seed(seed)).state_dict()
-    arrays = {name: tensor.numpy() * np.float32(factor) for name, tensor in weights.items()}
+    arrays = {name: tensor.numpy() * np.float32(3) for name, tensor in weights.items()}
+    if last_norm is not None:
+        arrays["model.norm.weight"][:] = last_norm
     save_model(ModelFolder(config, direction, unit, tokenizer, arrays), out)
 
 
@@ -56,7 +58,7 @@ def models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     save_random_model(folder / "backward", tokenizer, "backward")
     save_random_model(folder / "forward", tokenizer, "forward", seed=2)
     save_random_model(folder / "short", tokenizer, "forward", block_size=32)
-    save_random_model(folder / "diverged", tokenizer, "both", factor=math.nan)
+    save_random_model(folder / "diverged", tokenizer, "both", last_norm=3e38)
     other = Tokenizer.train(["Some quite other text. " * 20], tokenizer.vocab_size)
     save_random_model(folder / "other", other, "forward")
     return folder
@@ -271,7 +273,7 @@ def test_twins_that_cut_texts_at_other_places_are_told(
         (["--model=both", "--twin=forward"], ["its own twin", "--twin", "--direction"]),
         (["--model=backward", "--twin=backward"], ["backward", "backward model", "forward"]),
         (["--model=forward", "--twin=forward"], ["forward model", "backward"]),
-        (["--model=backward", "--twin=other"], ["other", "tokenizer"]),
+        (["--model=backward", "--twin=other"], ["different tokenizers", "same prepared data"]),
         (["--model=backward", "--twin=none"], ["none"]),
         (["--model=backward", "--direction=forward"], ["backward model", "forward"]),
         (["--model=both", "--limit=0"], ["limit = 0"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from tokenizers import Tokenizer as HFTokenizer
 
 import backgpt
 from backgpt.api import Model
-from backgpt.checkpoint import read_model
 from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.convert import import_model
 from backgpt.devices import Ranks
 from backgpt.errors import BackgptError, ConfigError, UsageError
 from backgpt.manifest import verify
+from backgpt.model_folder import read_model, save_model
 from backgpt.prepare import prepare
 from backgpt.run import Run
 from backgpt.run_folder import read_metrics
@@ -532,6 +533,15 @@ def test_bad_folders_are_refused(
         rope_parameters={"rope_type": "none-such", "rope_theta": 1e4}
     )
     assert "no such token" in message("--direction", "backward", "--stop", "<end>")
+    absent = message(eos_token_id=402)  # the model has it, as padding, and the tokenizer has not
+    assert "has no token of id 402, which the model ends with: name one with --stop" in absent
+    template = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 5000)])
+    begun = HFTokenizer.from_file(str(byte_level))
+    begun.post_processor = template
+    begun.save(str(tmp_path / "begun.json"))
+    absent = message("--direction", "backward", "--tokenizer", tmp_path / "begun.json")
+    assert "has no token of id 5000, which the model reads first" in absent
+    assert "--first" in absent
     short = ("--direction", "backward", "--tokenizer", tmp_path / "none.json")
     assert "there is no tokenizer" in message(*short)
     (tmp_path / "bad.json").write_text("{}")
@@ -559,6 +569,14 @@ def test_bad_folders_are_refused(
     assert "only safetensors" in refused(capsys, out, source, "--direction", "backward")
     (tmp_path / "empty").mkdir()
     assert "no model" in refused(capsys, out, tmp_path / "empty", "--direction", "backward")
+
+
+def test_a_stop_that_the_tokenizer_has_not_can_be_named(byte_level: Path, tmp_path: Path) -> None:
+    save_folder(tmp_path / "theirs", "llama", byte_level, eos_token_id=402)
+    for name, stop in ((EOT, EOT), ("none", None)):
+        out = tmp_path / name.strip("<|>")
+        made = import_model(tmp_path / "theirs", out, direction="backward", stop=name)
+        assert made.stop == stop
 
 
 def test_code_of_a_folder_stays_behind(byte_level: Path, tmp_path: Path) -> None:
@@ -650,6 +668,31 @@ def test_a_forward_model_is_flipped_and_learns(flipping: dict[str, Any]) -> None
     [text] = model.write(ending="The end.", max_new_tokens=20, seed=1)
     assert text.text.endswith("The end.")
     assert model.score("The end.").loss > 0
+
+
+@pytest.mark.parametrize(
+    "shape", [{"rope_theta": 1e6}, {"head_dim": 32}, {"norm_eps": 1e-5}], ids=str
+)
+def test_a_model_of_any_shape_of_the_family_is_tuned_as_it_is(
+    flipping: dict[str, Any], tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    source = read_model(Path(flipping["init"]))
+    config = replace(source.config, **shape)
+    random = np.random.default_rng(1)
+    weights = {
+        name: random.normal(0, 0.02, size).astype(np.float32)
+        for name, size in config.array_shapes().items()
+    }
+    save_model(replace(source, config=config, weights=weights), tmp_path / "other")
+    names = ("n_layer", "n_head", "n_kv_head", "n_embd", "intermediate_size")
+    values = {key: value for key, value in flipping.items() if key not in names}
+    values |= {"init": str(tmp_path / "other"), "out": tmp_path / "tuned", "max_steps": 2}
+    result = train(TrainConfig.model_validate(values), report=Notes())
+    assert read_model(result.run).config == replace(config, block_size=64)
+    values["n_layer"] = 3
+    values["out"] = tmp_path / "refused"
+    with pytest.raises(ConfigError, match="has n_layer = 2, this run 3: leave"):
+        train(TrainConfig.model_validate(values), report=Notes())
 
 
 def test_only_our_own_shape_can_be_begun_from(

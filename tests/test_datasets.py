@@ -173,6 +173,8 @@ def test_another_field_can_hold_the_text(tmp_path: Path) -> None:
         (b'{"text": "\xff"}', "byte 0xff at offset 28"),
         (b'{"text": "\\ud800"}', "half of a surrogate pair"),
         (b'{"text": "a\0b"}', "a NUL byte at offset 29"),
+        pytest.param(b'{"text": "a", "id": %s}' % (b"9" * 5000), "thousands of digits", id="long"),
+        pytest.param(b"[" * 100_000, "not JSON", id="deep"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -240,6 +242,8 @@ def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
         texts(tmp_path / "nothing.txt")
     with pytest.raises(DataError, match="there is no"):
         texts(tmp_path / "*.txt")
+    with pytest.raises(DataError, match=r"there is no '~no-such-user/a\.txt'"):
+        texts("~no-such-user/a.txt")
     with pytest.raises(DataError, match=r"holds no \.txt, \.jsonl, \.parquet file"):
         texts(tmp_path)
     with pytest.raises(DataError, match=r"cannot tell what .*a\.docx is"):

@@ -129,7 +129,7 @@ def test_a_tuned_chat_asks_the_question_that_it_learned(base: Path, tmp_path: Pa
 
 
 def test_an_interrupted_tuning_goes_on_to_the_same_weights(base: Path, tmp_path: Path) -> None:
-    from backgpt.checkpoint import read_model
+    from backgpt.model_folder import read_model
 
     def weights(folder: str, *stops: int) -> dict[str, np.ndarray]:
         (tmp_path / folder).mkdir()

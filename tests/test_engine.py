@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import backgpt.engine
-from backgpt.checkpoint import HUGGING_FACE_NAMES
 from backgpt.engine import Engine
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
 from backgpt.model import Transformer
+from backgpt.model_folder import HUGGING_FACE_NAMES
 from backgpt.shape import ModelConfig
 
 VOCAB, BLOCK = 61, 32

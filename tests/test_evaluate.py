@@ -13,7 +13,6 @@ import torch
 import backgpt
 from backgpt.api import Model
 from backgpt.card import Measures, read_as
-from backgpt.checkpoint import ModelFolder, save_model
 from backgpt.errors import DataError
 from backgpt.evaluate import (
     FIXED_ENDINGS,
@@ -32,6 +31,7 @@ from backgpt.evaluate import (
 )
 from backgpt.hints import Hints, words_of
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 

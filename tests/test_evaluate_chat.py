@@ -14,7 +14,6 @@ import backgpt
 from backgpt.api import Model
 from backgpt.card import ChatMeasures, read_as
 from backgpt.chat import MODES, Template
-from backgpt.checkpoint import ModelFolder, save_model
 from backgpt.datasets import Conversation
 from backgpt.errors import DataError
 from backgpt.evaluate_chat import (
@@ -39,6 +38,7 @@ from backgpt.evaluate_chat import (
 )
 from backgpt.messages import Message
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import ReadingIds
 from backgpt.rewind import Transcript
 from backgpt.shape import ModelConfig

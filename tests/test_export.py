@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from backgpt import checkpoint
+from backgpt import model_folder
 from backgpt.api import load
 from backgpt.builtin import describe
 from backgpt.chat import Template
-from backgpt.checkpoint import CONFIG, TOKENIZER, WEIGHTS, read_model, save_model
 from backgpt.cli import main
 from backgpt.datasets.records import Conversation
 from backgpt.engine import Engine
@@ -27,6 +26,7 @@ from backgpt.hints import Hints
 from backgpt.language import Language
 from backgpt.manifest import MANIFEST, verify
 from backgpt.messages import Message
+from backgpt.model_folder import CONFIG, TOKENIZER, WEIGHTS, read_model, save_model
 from backgpt.order import ModelIds
 from backgpt.tokenizer import Tokenizer
 from tiny_folders import tiny_folder
@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_nothing(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_synced", full)
+    monkeypatch.setattr(model_folder, "write_synced", full)
     with pytest.raises(BackgptError, match="No space left on device"):
         export_hf(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

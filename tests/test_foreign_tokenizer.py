@@ -149,6 +149,31 @@ def test_what_is_not_a_sentencepiece_model_is_refused(tmp_path: Path, data: byte
         read_sentencepiece(tmp_path / "none.model")
 
 
+def test_ids_of_minus_one_are_none(pieces: Path, tmp_path: Path) -> None:
+    minus_one = b"\xff" * 9 + b"\x01"
+    tags = b"\xc0\x02", b"\xc8\x02", b"\xd0\x02"  # fields 40 to 42
+    trainer = b"\x18\x02\x98\x02\x01" + b"".join(tag + minus_one for tag in tags)
+    path = tmp_path / "none.model"
+    path.write_bytes(pieces.read_bytes() + b"\x12" + bytes([len(trainer)]) + trainer)
+    content, first, last = read_sentencepiece(path)
+    assert (first, last) == (None, None)
+    assert content["model"]["unk_token"] is None
+    assert (
+        converted(path).encode("The é中").tolist() == converted(pieces).encode("The é中").tolist()
+    )
+
+
+@pytest.mark.parametrize("changes", [{"bos_id": -1}, {"eos_id": -1}, {"bos_id": 2, "eos_id": 1}])
+def test_markers_are_those_of_the_sentencepiece_library(
+    texts: list[str], tmp_path: Path, changes: dict[str, int]
+) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path = train_pieces(tmp_path, texts, **changes)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    _, *found = read_sentencepiece(path)
+    assert [-1 if id_ is None else id_ for id_ in found] == [library.bos_id(), library.eos_id()]
+
+
 # --- markers
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from backgpt import __version__
-from backgpt.checkpoint import TOKENIZER, read_model, save_model
 from backgpt.cli import main
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
 from backgpt.export import read_source
 from backgpt.export_gguf import GGUF_TYPES, GgufType, export_gguf, gguf_name
+from backgpt.model_folder import TOKENIZER, read_model, save_model
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tiny_folders import tiny_folder
 

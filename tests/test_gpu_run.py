@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from backgpt import load
-from backgpt.checkpoint import read_model
 from backgpt.config import TrainConfig, build
+from backgpt.model_folder import read_model
 from backgpt.run_folder import read_metrics
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

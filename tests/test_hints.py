@@ -46,6 +46,29 @@ def test_obedience_is_judged_by_whole_words_in_any_case() -> None:
     assert not Hints(length="long").obeyed_by(STORY)["length"]
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "obeyed"),
+    [
+        ("123", "Nobody counts here.", False),
+        ("123", "He was 123 years old.", True),
+        ("123", "He was 1234 years old.", False),
+        ("3rd", "On the 3RD day.", True),
+        ("R2D2", "There came r2d2.", True),
+        ("r2d2", "There came r2d22.", False),
+        ("ice-cream", "A cream of ice.", False),
+        ("ice-cream", "An Ice-cream!", True),
+        ("!!", "Oh no!!", True),
+        ("!!", "Oh no!", False),
+        ("c++", "In C++.", True),
+        ("c.t", "A cat.", False),
+        ("red 7", "A red car with 7 seats.", True),
+        ("red 7", "A red car with 8 seats.", False),
+    ],
+)
+def test_words_that_are_not_letters_only_count_as_well(word: str, text: str, obeyed: bool) -> None:
+    assert Hints(words=(word,)).obeyed_by(text) == {"words": obeyed}
+
+
 def test_length_classes_meet_at_their_limits() -> None:
     short, medium = LENGTH_LIMITS
     found = [length_of("word " * count) for count in (0, short, short + 1, medium, medium + 1)]

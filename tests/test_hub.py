@@ -20,7 +20,7 @@ from huggingface_hub import constants
 import backgpt
 from backgpt import hub as hub_module
 from backgpt.builtin import describe, find
-from backgpt.checkpoint import Checkpoint, ModelFolder, read_model, save_checkpoint, save_model
+from backgpt.checkpoint import Checkpoint, save_checkpoint
 from backgpt.cli import main
 from backgpt.errors import (
     BackgptError,
@@ -33,6 +33,7 @@ from backgpt.export import export_hf, read_source
 from backgpt.hub import FILES, download, is_name, push
 from backgpt.manifest import MANIFEST
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, read_model, save_model
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from hub_stub import Hub, Repository, running_hub

@@ -15,7 +15,6 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import Template
-from backgpt.checkpoint import read_model, save_model
 from backgpt.config import TrainConfig
 from backgpt.datasets import Document, read_conversations
 from backgpt.engine import FloatArray
@@ -24,6 +23,7 @@ from backgpt.errors import BackgptError, CorruptFileError, UsageError
 from backgpt.label import ANY_QUESTION, LabelSettings, LabelState, label
 from backgpt.language import Language
 from backgpt.model import Transformer
+from backgpt.model_folder import read_model, save_model
 from backgpt.order import Direction, IdArray
 from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer

@@ -251,6 +251,32 @@ def test_one_pass_and_many_steps_give_the_same_log_probabilities(dtype: str) -> 
         engine.release([row])
 
 
+def test_texts_of_one_id_have_no_scores_wherever_they_stand() -> None:
+    ids = some_ids(SMALL, 3)
+    for texts in ([ids, ids[:1]], [ids[:1], ids], [ids[:1], ids, ids[:1], ids[:1]]):
+        engine = NativeEngine(SMALL, random_weights(SMALL))
+        assert [len(scores) for scores in engine.score(texts)] == [len(ids) - 1 for ids in texts]
+
+
+def test_a_prefill_that_is_interrupted_at_once_keeps_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL))
+
+    class Interrupted:
+        release = staticmethod(engine._model.release)
+
+        def read(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_model", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            engine.prefill(some_ids(SMALL, 3), copies=3)
+    rows, _ = engine.prefill(some_ids(SMALL, 3), copies=3)
+    assert rows == [0, 1, 2]
+
+
 def test_greedy_choices_are_torchs_for_50_prompts_of_200_ids() -> None:
     weights = random_weights(SMALL)
     prompts = [some_ids(SMALL, 1 + number, seed=number) for number in range(50)]
@@ -333,7 +359,10 @@ def test_the_extension_itself_refuses_what_would_read_out_of_bounds() -> None:
         with pytest.raises(ValueError, match=r"."):
             model.read(rows, ids, wanted)
     with pytest.raises(ValueError, match="no such row"):
-        model.release(0)
+        model.release(-1)
+    model.release(1 << 30)  # nothing was read there, so nothing is held
+    with pytest.raises(ValueError, match="no such row"):
+        model.length(0)
     with pytest.raises(ValueError, match="target"):
         model.score(zero, zero, one * 96)
 

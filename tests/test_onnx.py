@@ -15,12 +15,12 @@ import torch
 from backgpt import export_onnx
 from backgpt.api import load
 from backgpt.builtin import describe
-from backgpt.checkpoint import read_model
 from backgpt.cli import main
 from backgpt.errors import CorruptFileError, MissingExtraError, UsageError
 from backgpt.export import EXPORT, ONNX, export_hf, metadata_as_text, read_source
 from backgpt.export_text import readme
 from backgpt.manifest import files_in, verify
+from backgpt.model_folder import read_model
 from backgpt.tokenizer import Tokenizer
 from tiny_folders import tiny_folder
 

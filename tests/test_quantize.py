@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import backgpt
-from backgpt.checkpoint import read_model, save_model
 from backgpt.config import TrainConfig
 from backgpt.errors import CorruptFileError, UsageError
+from backgpt.model_folder import read_model, save_model
 from backgpt.quantize import SCALE, check, count_parameters, dequantized, quantized
 from backgpt.train import train
 

@@ -1,6 +1,7 @@
 """Chats over HTTP: ask, rewind and reply, streamed or not; what is refused."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ def model(tokenizer: Tokenizer) -> Model:
 @pytest.fixture(scope="module")
 def address(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
     forward = tiny_model(tokenizer, told=False, direction="forward", bias=2.8)
-    with serving(catalog_of(model, forward=forward)) as address:
+    silent = replace(model, takes_chat=False)
+    with serving(catalog_of(model, forward=forward, silent=silent)) as address:
         yield address
 
 
@@ -170,8 +172,36 @@ REFUSED = [
     ({"messages": said("x"), "logprobs": True}, "logprobs"),
     ({"messages": said("word " * 400)}, "the model reads at most 256"),
     ({"messages": said("x"), "model": "forward"}, "load it backward"),
-    ({"messages": said("x"), "tools": []}, "tools: this field is not known here"),
+    ({"messages": said("x"), "model": "silent"}, "silent was not tuned on conversations"),
+    ({"messages": said("x"), "tools": [{"type": "function"}]}, "tools: List should have at most 0"),
+    ({"messages": said("x"), "response_format": {"type": "json_object"}}, "response_format.type"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content.0",
+    ),
+    ({"messages": said("x"), "functions": []}, "functions: this field is not known here"),
 ]
+
+
+def test_what_openais_client_sends_of_other_shapes_says_the_same(address: str) -> None:
+    plain: dict[str, Any] = {"messages": said("The dog.", "The cat.", "The fox."), **FREE}
+    system = {"role": "system", "content": "Animals."}
+    expected = post(address, PATH, **{**plain, "messages": [system, *plain["messages"]]}).json()
+    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
+    parts = [{"type": "text", "text": "The "}, {"type": "text", "text": "fox."}]
+    first, second, _ = plain["messages"]
+    others: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Animals."},
+        {**first, **nothing, "tool_calls": None},
+        second,
+        {"role": "assistant", "content": parts},
+    ]
+    harmless = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}
+    harmless |= {"response_format": {"type": "text"}, "top_k": 0}
+    answer = post(address, PATH, **{**plain, **harmless, "messages": others}).json()
+    assert answer["choices"] == expected["choices"]
+    alone = post(address, PATH, **plain).json()
+    assert answer["choices"] != alone["choices"]
 
 
 @pytest.mark.parametrize(("body", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])

@@ -15,8 +15,14 @@ pytest.importorskip("openai", reason="its client is what is tested")
 
 import httpx
 import openai
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
+from backgpt import model_folder
 from backgpt.api import Model
+from backgpt.builtin import describe
+from backgpt.cli import main
+from backgpt.server.decode import Decoder
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, catalog_of, serving, until
 from tiny_models import tiny_model
@@ -113,6 +119,30 @@ def serve(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def test_to_be_served_with_its_description_a_model_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, read_folders, told = model_folder.read_unverified, [], []
+
+    def counted(folder: Path, **options: bool) -> model_folder.ModelFolder:
+        read_folders.append(folder.name)
+        return read(folder, **options)
+
+    def ask_once(app: FastAPI, _: Decoder, listening: socket.socket) -> None:
+        listening.close()
+        told.append(TestClient(app, base_url="http://localhost").get("/v1/models").json())
+
+    monkeypatch.setattr(model_folder, "read_unverified", counted)
+    monkeypatch.setattr(sys.modules["backgpt.cli.serve"], "_run", ask_once)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model=stories", "--port=0", "--threads=1"])
+    assert (ended.value.code, read_folders) == (0, ["stories"])
+    [model] = told[0]["data"]
+    card = describe("stories").card
+    assert card is not None
+    assert model["backgpt"]["description"] == card.description
 
 
 @pytest.mark.slow

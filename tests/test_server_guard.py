@@ -141,7 +141,7 @@ def test_what_is_no_request_is_a_400_in_openais_shape(address: str, body: bytes)
     ("body", "param"),
     [
         ({"prompt": "x", "stop": 5}, "stop"),
-        ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "stop": [""]}, "stop.0"),
         ({"prompt": "x", "backgpt": {"words": [5]}}, "backgpt.words.0"),
         ({"prompt": "x", "sing": 5}, "sing"),
         ({"prompt": "x", "backgpt": {"sing": 5}}, "backgpt.sing"),

@@ -349,7 +349,13 @@ def test_the_connections_are_closed_when_the_server_ends(model: Model) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"stop": "a"}, {"logprobs": 0}, {"echo": True}, {"backgpt": {"raw": {}, "words": ["a"]}}],
+    [
+        {"stop": "a"},
+        {"logprobs": 0},
+        {"echo": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"backgpt": {"raw": {}, "words": ["a"]}},
+    ],
 )
 def test_what_means_nothing_for_raw_ids_is_refused(
     addresses: tuple[str, str], more: dict[str, Any]

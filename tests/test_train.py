@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from backgpt import run as run_module
-from backgpt.checkpoint import LATEST, checkpoints, pointed, read_checkpoint, read_model
+from backgpt.checkpoint import checkpoints, read_checkpoint
 from backgpt.config import TrainConfig, build, read_toml
 from backgpt.errors import BackgptError, ConfigError, DataError, StoppedError, TrainingError
+from backgpt.model_folder import LATEST, pointed, read_model
 from backgpt.run import Run
 from backgpt.run_folder import read_metrics
 from backgpt.train import train

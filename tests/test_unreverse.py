@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
+import backgpt
 from backgpt.chat import Template
 from backgpt.cli import main
 from backgpt.errors import DataError, UsageError
@@ -82,6 +83,15 @@ def test_a_given_opening_stands_in_front_of_what_a_forward_model_wrote(
     assert turned.text(tokenizer.encode("the end.").tolist(), given="It is") == "It is the end."
 
 
+@pytest.mark.parametrize("opening", ["Once", " Once", "  Once", "\nOnce", "Once "])
+def test_an_opening_is_joined_as_a_forward_model_joins_it(
+    tokenizer: Tokenizer, tmp_path: Path, opening: str
+) -> None:
+    folder = tiny_folder(tmp_path / "forward", tokenizer, direction="forward", n_layer=1)
+    [text] = backgpt.load(folder).write(opening=opening, max_new_tokens=9, seed=1)
+    assert unreverser(folder).text(text.ids.tolist(), given=opening) == text.text
+
+
 def test_hints_direction_and_what_follows_the_stop_are_no_text(
     tokenizer: Tokenizer, names: dict[str, int]
 ) -> None:
@@ -122,6 +132,15 @@ def test_strings_that_are_no_names_are_pieces_of_text(
     assert by_word.text([" caf", "é", ".", " A"]) == "A café."
 
 
+@pytest.mark.parametrize("items", [["\ud800"], ["a", " \udcff"], ["\ud83d", "\ude00"]])
+def test_half_a_surrogate_pair_is_refused(
+    tokenizer: Tokenizer, names: dict[str, int], items: list[str]
+) -> None:
+    with pytest.raises(DataError, match="has half of a surrogate pair"):
+        turning(tokenizer, names).text(items)
+    assert turning(tokenizer, names).text(items_of('["\\ud83d\\ude00", "x"]')) == "x😀"
+
+
 @pytest.mark.parametrize(
     ("line", "items"),
     [
@@ -147,6 +166,9 @@ def test_a_line_is_ids_or_strings(line: str, items: list[Any]) -> None:
         ("[true]", "and nothing else"),
         ("[[1], [2]]", "and nothing else"),
         ('{"ids": [1]}', "no array 'tokens'"),
+        pytest.param("9" * 5000, "9… has 5,000 digits", id="a long id"),
+        pytest.param(f"[1, {'9' * 5000}]", "9… has 5,000 digits", id="a long id in JSON"),
+        pytest.param("[" * 100_000, "not valid JSON", id="deep"),
     ],
 )
 def test_other_lines_are_refused(line: str, reason: str) -> None:
@@ -212,7 +234,14 @@ def test_the_command_is_a_filter() -> None:
     assert done.stdout == b"A cat. The end.\n"
 
 
-@pytest.mark.parametrize("data", [b"29\nx\n", b"29\n\xff\n", b"29\n9999\n", b"29\n[1\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"29\nx\n", b"29\n\xff\n", b"29\n9999\n", b"29\n[1\n", b'29\n["\\ud800"]\n'),
+        pytest.param(b"29\n" + b"9" * 5000, id="long"),
+        pytest.param(b"29\n" + b"[" * 9999, id="deep"),
+    ],
+)
 def test_the_command_names_the_line_that_it_cannot_read(data: bytes) -> None:
     done = unreverse(data=data)
     assert done.returncode == 2

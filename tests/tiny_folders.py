@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from backgpt.checkpoint import ModelFolder, save_model
 from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Storage
 from backgpt.tokenizer import Tokenizer

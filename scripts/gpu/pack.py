@@ -119,7 +119,7 @@ def _pack_tokenizer(folder: Path, given: argparse.Namespace) -> None:
 
 def _pack_weights(folder: Path, path: Path) -> None:
     """Send a model along with 16-bit weights, to be gone on with where no checkpoint is left."""
-    from backgpt.checkpoint import read_model, write_model
+    from backgpt.model_folder import read_model, write_model
 
     model = read_model(path)
     progress = json.loads((path / PROGRESS).read_text())

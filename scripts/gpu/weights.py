@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from backgpt.checkpoint import read_model, save_model, write_model
+from backgpt.model_folder import read_model, save_model, write_model
 
 LIST = ".list.json"  # NAME.list.json says which pieces NAME has, and their SHA-256
 RESULTS = "results.tar.xz"

@@ -14,10 +14,9 @@ from os import PathLike
 
 from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.around import Surrounded, surround
-from backgpt.bridge import Bridge, join, room_for_middle
+from backgpt.bridge import Bridge, check_given, join, room_for_middle
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
-from backgpt.checkpoint import read_model
 from backgpt.engine import Dtype, Engine
 from backgpt.engines import EngineName, open_engine
 from backgpt.errors import UsageError
@@ -25,6 +24,7 @@ from backgpt.generate import Text, collect, in_model_order, pieces
 from backgpt.hints import Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
+from backgpt.model_folder import read_model
 from backgpt.order import Direction, Unit
 from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
@@ -96,8 +96,12 @@ class Model:
         `rank`, the module); without it the one that runs the other way, which finds the right text
         most often: a `twin`, or the model itself if it runs both ways; otherwise the model's own.
         Raises UsageError if the model runs the other way, the given text does not fit, or texts
-        cannot be ranked so.
+        cannot be ranked so, or need not be.
         """
+        if best_of == 1 and (rank_by is not None or twin is not None):
+            raise UsageError(
+                "rank_by and twin choose among the texts of best_of: give it as well, 2 or more"
+            )
         other = self._twin(twin) if twin or self.language.told else None
         method = rank_by or (other or self).direction
         check_method(method, writer=self, twin=other)
@@ -168,6 +172,7 @@ class Model:
         `bridge`, the module), judged by it and its `twin`, which a model that runs both ways is
         itself. Raises UsageError without a twin, for an empty text, or one that does not fit.
         """
+        check_given(opening, ending)
         other = self._twin(twin)
         room = room_for_middle(self, other, opening, ending)
         texts = collect(
@@ -483,8 +488,9 @@ def load(
     runs in `direction`, backward if none is given.
 
     `engine` is "native" (C++, on the CPU) or "torch"; without one, native where it can be. The
-    native engine computes in `dtype`, without one in int8 for a model stored so and in float32
-    for others, with `threads` at most and the instruction set `isa`, by default the fastest.
+    `device` "auto" is a GPU that torch sees, or else the CPU. The native engine computes in
+    `dtype`, without one in int8 for a model stored so and in float32 for others, with `threads` at
+    most and the instruction set `isa`, by default the fastest.
 
     Raises DataError, UsageError or CorruptFileError if it cannot be read as one or does not run
     so, and MissingExtraError without an engine.

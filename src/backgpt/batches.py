@@ -136,6 +136,11 @@ class Windows:
             raise DataError("there is no document to read: prepare more text")
         # Columns: language, shard, document, first and last reading position with the markers.
         self._table = np.concatenate(parts)
+        leads = np.array([len(language.lead) for language in self._languages], dtype=np.int64)
+        self.lengths: Int64s = self._table[:, 4] - self._table[:, 3]
+        """(W,) int64: targets of each window."""
+        self.widths: Int64s = self.lengths + leads[self._table[:, 0]]
+        """(W,) int64: ids that each window reads, hints aside."""
 
     def __len__(self) -> int:
         return len(self._table)
@@ -144,17 +149,6 @@ class Windows:
     def n_targets(self) -> int:
         """Targets in all windows: ids of all documents, and one marker each."""
         return int(self.lengths.sum())
-
-    @property
-    def lengths(self) -> Int64s:
-        """(W,) int64: targets of each window."""
-        return self._table[:, 4] - self._table[:, 3]
-
-    @property
-    def widths(self) -> Int64s:
-        """(W,) int64: ids that each window reads, hints aside."""
-        leads = np.array([len(language.lead) for language in self._languages], dtype=np.int64)
-        return self.lengths + leads[self._table[:, 0]]
 
     def sequence(self, index: int) -> ModelIds:
         """Return window `index` in model order, (T,): what comes first, a context id, targets."""

@@ -54,14 +54,18 @@ class Bridge:
         return self.opening + self.middle + self.ending
 
 
-def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -> int:
-    """Return how many ids a middle can have so that both models can be asked about the whole.
-
-    Raises UsageError if it can have none, or a text is empty.
-    """
+def check_given(opening: str, ending: str) -> None:
+    """Raise UsageError if a text is empty."""
     for name, text in (("opening", opening), ("ending", ending)):
         if not text.strip():
             raise UsageError(f"the {name} is empty: give some words")
+
+
+def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -> int:
+    """Return how many ids a middle can have so that both models can be asked about the whole.
+
+    Raises UsageError if it can have none.
+    """
     tokenizer = writer.language.tokenizer
     given = len(tokenizer.encode(opening)) + len(tokenizer.encode_fragment(ending))
     # The marker that is written last is not read.

@@ -11,9 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backgpt.checkpoint import CONFIG, OPTIMIZER, model_folder, read_model
+from backgpt.checkpoint import OPTIMIZER
 from backgpt.errors import DataError
 from backgpt.manifest import files_in
+from backgpt.model_folder import CONFIG, folder_of, read_model
 from backgpt.order import Directions, Unit
 from backgpt.quantize import Storage, count_parameters
 
@@ -85,7 +86,7 @@ def describe(model: str | PathLike[str] | None = None, *, models: Path | None = 
     """Return what is known about `model`, verified. Raises as `find` and `read_model`."""
     from backgpt.card import CARD, read_card
 
-    folder = model_folder(find(model, models=models))
+    folder = folder_of(find(model, models=models))
     read = read_model(folder, dequantize=False)
     return ModelInfo(
         name=str(model) if model is not None else DEFAULT,

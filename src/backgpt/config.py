@@ -6,6 +6,7 @@ An unknown key is an error that names the closest known one.
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -21,6 +22,10 @@ from pydantic import (
 from backgpt.errors import ConfigError
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig, did_you_mean, preset
+
+DEFAULT_PRESET = "nano"
+DIMENSIONS = ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "intermediate_size")
+"""What of a shape can be set, apart from its vocabulary, which is that of the data."""
 
 
 class Settings(BaseModel):
@@ -40,7 +45,7 @@ class TrainConfig(Settings):
     chat: tuple[str, ...] = ()
     chat_valid: tuple[str, ...] = ()
     out: Path = Path("runs/story")
-    preset: str = "nano"
+    preset: str | None = None
     direction: Directions = "backward"
     unit: Unit = "token"
     hints: float = Field(default=0.0, ge=0, le=1)
@@ -105,12 +110,25 @@ class TrainConfig(Settings):
             raise ValueError("chat_valid is for chat: leave it out")
         return self
 
-    def shape(self, vocab_size: int) -> ModelConfig:
-        """Return the model's shape: the preset with this run's own dimensions put in."""
-        names = ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "intermediate_size")
-        given = {name: getattr(self, name) for name in names}
+    def shape(self, vocab_size: int, *, of_init: ModelConfig | None = None) -> ModelConfig:
+        """Return the model's shape: the preset with this run's own dimensions put in.
+
+        A run that begins from a model has the shape of that one, `of_init`, but for `block_size`.
+        Raises ConfigError for what is given and differs from it.
+        """
+        given = {name: getattr(self, name) for name in DIMENSIONS}
         own = {name: value for name, value in given.items() if value is not None}
-        return preset(self.preset, vocab_size, **own)
+        if of_init is None:
+            return preset(self.preset or DEFAULT_PRESET, vocab_size, **own)
+        wanted = own if self.preset is None else asdict(preset(self.preset, vocab_size, **own))
+        for name in DIMENSIONS:
+            has = getattr(of_init, name)
+            if name != "block_size" and wanted.get(name, has) != has:
+                raise ConfigError(
+                    f"{self.init} has {name} = {has}, this run {wanted[name]}: leave the preset "
+                    "and dimensions out, they are those of the model you start from"
+                )
+        return replace(of_init, block_size=wanted.get("block_size", of_init.block_size))
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -10,12 +10,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from backgpt.checkpoint import CONFIG, Family, save_model
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.foreign_folder import copy_folder, read_folder
 from backgpt.foreign_model import ForeignModel
 from backgpt.foreign_tokenizer import vocabulary, with_markers
 from backgpt.manifest import read_json
+from backgpt.model_folder import CONFIG, Family, save_model
 from backgpt.order import Direction, RightwardDecoder, Unit
 from backgpt.quantize import count_parameters
 from backgpt.smolgpt_checkpoint import CHECKPOINT, check_kind, read_smolgpt
@@ -131,8 +131,16 @@ def _tokenizer(
         return Tokenizer(json.dumps(model.tokenizer, ensure_ascii=False, indent=2))
 
     def marker(flag: str, name: str | None, default: int | None) -> int | None:
-        if name is None or name == NO_MARKER:
-            return default if name is None else None
+        if name is None:
+            if default is not None and default not in ids.values():
+                raise UsageError(
+                    f"{model.tokenizer_path} has no token of id {default}, which the model "
+                    f"{'reads first' if flag == 'first' else 'ends with'}: name one with "
+                    f"--{flag}, or {NO_MARKER!r}"
+                )
+            return default
+        if name == NO_MARKER:
+            return None
         if name not in ids:
             raise UsageError(f"--{flag} {name}: {model.tokenizer_path} has no such token")
         return ids[name]

@@ -52,6 +52,10 @@ class Dialogues:
                 else "there is no conversation to read: give a file with some"
             )
         self.shortened = sum(row.shortened for row in self._rows)
+        self.lengths = np.array([len(row.written) for row in self._rows], dtype=np.int64)
+        """(R,) int64: targets of each row."""
+        self.widths = self.lengths + np.array([len(row.given) - 1 for row in self._rows])
+        """(R,) int64: ids that each row reads."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,18 +78,6 @@ class Dialogues:
             f"{len(self):,} rows of conversations with {self.n_targets:,} targets; "
             f"{self.shortened:,} shortened on their given side and {self.dropped:,} dropped to fit "
             f"{self._block_size:,} ids"
-        )
-
-    @property
-    def lengths(self) -> Int64s:
-        """(R,) int64: targets of each row."""
-        return np.array([len(row.written) for row in self._rows], dtype=np.int64)
-
-    @property
-    def widths(self) -> Int64s:
-        """(R,) int64: ids that each row reads."""
-        return np.array(
-            [len(row.given) + len(row.written) - 1 for row in self._rows], dtype=np.int64
         )
 
     def sequence(self, index: int) -> ModelIds:

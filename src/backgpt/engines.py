@@ -1,10 +1,11 @@
 """Which engine runs a model: native where it can be, or torch, or what its family asks for."""
 
+from importlib.util import find_spec
 from typing import Literal
 
-from backgpt.checkpoint import ModelFolder
 from backgpt.engine import Dtype, Engine
 from backgpt.errors import MissingExtraError, UsageError
+from backgpt.model_folder import ModelFolder
 from backgpt.quantize import dequantized
 
 EngineName = Literal["native", "torch"]
@@ -27,6 +28,8 @@ def open_engine(
         if threads is not None or isa is not None:
             raise UsageError("threads and isa are for the native engine: leave them out")
         return _engine_of_family(folder, wanted, device, dtype=dtype)
+    if wanted is None and runs_on_cpu(device):
+        device = "cpu"
     if wanted != "torch" and (wanted or device == "cpu"):
         made = _native_engine(folder, wanted, device, dtype=dtype, threads=threads, isa=isa)
         if made is not None:
@@ -34,6 +37,17 @@ def open_engine(
     if dtype is not None or threads is not None or isa is not None:
         raise UsageError("dtype, threads and isa are for the native engine: leave them out")
     return _torch_engine(folder, device)
+
+
+def runs_on_cpu(device: str) -> bool:
+    """Return whether `device` is the CPU; "auto" is, unless torch is installed and sees a GPU."""
+    if device != "auto":
+        return device == "cpu"
+    if find_spec("torch") is None:
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def _native_engine(

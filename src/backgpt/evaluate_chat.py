@@ -25,7 +25,7 @@ from backgpt.messages import Message
 from backgpt.order import ModelIds, ReadingIds
 from backgpt.rewind import Transcript
 from backgpt.sampling import Sampling, softmax
-from backgpt.score import bits_per_byte, score_written
+from backgpt.score import bits_per_byte, sums_written
 
 Matrix = npt.NDArray[np.float64]
 Row = tuple[ModelIds, ModelIds]
@@ -153,7 +153,7 @@ def _loss(model: Model, what: Mode | Literal["whole"], rows: Sequence[Row], *, o
     """Return the loss of the written part of `rows`, all that fit `of` as many conversations."""
     if not rows:
         raise DataError(f"none of {of} conversations fits the context")
-    nats = -sum(float(values.sum(dtype=np.float64)) for values in score_written(model.engine, rows))
+    nats = -sum(sums_written(model, rows))
     n_tokens = sum(len(written) for _, written in rows)
     sizes = np.array([len(data) for data in model.tokenizer.token_bytes])
     n_bytes = sum(int(sizes[written].sum()) for _, written in rows)
@@ -170,8 +170,7 @@ def _loss(model: Model, what: Mode | Literal["whole"], rows: Sequence[Row], *, o
 def score_matrix(pairs: Sequence[Pair], row: Callable[[Model, Pair], Row], model: Model) -> Matrix:
     """Return log p in nats of what is written, (A, Q), for each answer with each question."""
     rows = [row(model, Pair(one.question, of.answer)) for of in pairs for one in pairs]
-    sums = [float(values.sum(dtype=np.float64)) for values in score_written(model.engine, rows)]
-    return np.array(sums, dtype=np.float64).reshape(len(pairs), len(pairs))
+    return np.array(sums_written(model, rows), dtype=np.float64).reshape(len(pairs), len(pairs))
 
 
 def without_prior(scores: Matrix) -> Matrix:
@@ -249,7 +248,7 @@ def measure_asked(
         for asked in (questions, others)
         for question, pair in zip(asked, pairs, strict=True)
     ]
-    sums = np.array([float(values.sum()) for values in score_written(twin.engine, rows)])
+    sums = np.array(sums_written(twin, rows))
     gains = sums[: len(pairs)] - sums[len(pairs) :]
     shared = [
         bool(content_words(question) & content_words(pair.answer))

@@ -16,10 +16,10 @@ from safetensors.numpy import save
 from backgpt import __version__
 from backgpt.builtin import DEFAULT, find
 from backgpt.card import CARD, Card, read_card
-from backgpt.checkpoint import TOKENIZER, WEIGHTS, ModelFolder, model_folder, read_model, save_model
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
 from backgpt.manifest import MANIFEST, read_json
+from backgpt.model_folder import TOKENIZER, WEIGHTS, ModelFolder, folder_of, read_model, save_model
 from backgpt.tokenizer import END, START
 
 EXPORT = "export.json"
@@ -50,7 +50,7 @@ def read_source(model: str | PathLike[str] | None = None) -> Source:
     CorruptFileError if a weight is missing or not a number.
     """
     path = find(model)
-    folder = model_folder(path)
+    folder = folder_of(path)
     read = read_model(folder)
     content = read_json(folder / TOKENIZER)
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}

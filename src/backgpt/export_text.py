@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from backgpt.card import Card
 from backgpt.card_text import full_card, short_card
-from backgpt.checkpoint import ModelFolder
+from backgpt.model_folder import ModelFolder
 from backgpt.order import Directions, Unit
 from backgpt.quantize import count_parameters
 from backgpt.sampling import Sampling

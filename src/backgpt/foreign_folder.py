@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from backgpt.checkpoint import (
+from backgpt.errors import CorruptFileError, DataError, MissingExtraError, UsageError
+from backgpt.files import write_synced
+from backgpt.foreign_model import ForeignModel, read_tokenizer
+from backgpt.manifest import read_json, whole_folder, write_json
+from backgpt.model_folder import (
     CONFIG,
     HUGGING_FACE_NAMES,
     TOKENIZER,
@@ -21,10 +25,6 @@ from backgpt.checkpoint import (
     ModelFolder,
     shape_of,
 )
-from backgpt.errors import CorruptFileError, DataError, MissingExtraError, UsageError
-from backgpt.files import write_synced
-from backgpt.foreign_model import ForeignModel, read_tokenizer
-from backgpt.manifest import read_json, whole_folder, write_json
 from backgpt.quantize import Arrays
 from backgpt.shape import EMBEDDING, ModelConfig
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backgpt.checkpoint import Family, ModelFolder
 from backgpt.errors import DataError
 from backgpt.manifest import read_json
+from backgpt.model_folder import Family, ModelFolder
 from backgpt.order import Direction, Unit
 from backgpt.quantize import Arrays
 from backgpt.sentencepiece_model import read_sentencepiece

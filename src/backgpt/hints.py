@@ -67,14 +67,14 @@ class Hints:
     def obeyed_by(self, text: str) -> dict[Kind, bool]:
         """Return for each hint that is given whether `text` does as it says.
 
-        A word counts whatever its case, and only as a whole word.
+        A word counts whatever its case, and only as a whole word; any white space divides words.
         """
         obeyed: dict[Kind, bool] = {}
         if self.length is not None:
             obeyed["length"] = length_of(text) == self.length
         if self.words:
-            wanted = words_of(" ".join(self.words).lower())
-            obeyed["words"] = set(wanted) <= set(words_of(text.lower()))
+            wanted, lowered = " ".join(self.words).lower().split(), text.lower()
+            obeyed["words"] = all(_occurs(word, lowered) for word in wanted)
         if self.opening is not None:
             obeyed["opening"] = text.startswith(self.opening)
         return obeyed
@@ -118,3 +118,14 @@ def draw_hints(text: str, random: np.random.Generator) -> Hints:
         words = tuple(choice[i] for i in random.choice(len(choice), count, replace=False))
     length = length_of(text) if wanted["length"] else None
     return Hints(opening=opening, words=words, length=length)
+
+
+def _occurs(word: str, text: str) -> bool:
+    """Return whether a word occurs as a whole in a text, both in lower case.
+
+    What is not letters only, such as `r2d2` or `3`, must have no letter or digit joined on.
+    """
+    if _WORD.fullmatch(word):
+        return word in words_of(text)
+    before, after = r"(?:(?<!\w)|(?!\w))", r"(?:(?!\w)|(?<!\w))"  # nothing joins on a mark
+    return re.search(before + re.escape(word) + after, text) is not None

@@ -15,9 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from backgpt import __version__
-from backgpt.checkpoint import CONFIG, model_folder, read_model
 from backgpt.errors import BackgptError, DataError, MissingExtraError, UsageError
 from backgpt.manifest import MANIFEST, files_in, fingerprint
+from backgpt.model_folder import CONFIG, folder_of, read_model
 from backgpt.quantize import count_parameters
 
 README = "README.md"
@@ -88,7 +88,7 @@ def push(
     found = NAME.fullmatch(name)
     if found is None or found["revision"]:
         raise UsageError(f"{name!r} is no name of a repository: write owner/name")
-    folder = model_folder(path)
+    folder = folder_of(path)
     contents = _contents(folder, name)
     with _told(name, f"cannot push to {name}"):
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token

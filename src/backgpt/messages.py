@@ -1,5 +1,6 @@
 """What is said in a conversation: messages, each with the role of its speaker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,3 +20,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
+
+
+def as_transcript(messages: Sequence[Message]) -> str:
+    """Return messages as text, each behind the name of who says it."""
+    return "\n\n".join(f"{message.role}: {message.text}" for message in messages)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +19,11 @@ from torch import Tensor, nn
 
 from backgpt import run_folder
 from backgpt.batches import Ahead, Batch, TrainingBatches
-from backgpt.builtin import find
 from backgpt.checkpoint import (
-    BEST,
     CHECKPOINTS,
     Checkpoint,
-    ModelFolder,
-    checkpoints,
     point,
-    read_checkpoint,
-    read_model,
     save_checkpoint,
-    set_aside,
     thin,
 )
 from backgpt.config import TrainConfig
@@ -47,10 +40,17 @@ from backgpt.devices import (
     spread,
 )
 from backgpt.engine.torch_engine import TorchEngine
-from backgpt.errors import ConfigError, CorruptFileError, MissingExtraError, TrainingError
+from backgpt.errors import MissingExtraError, TrainingError
 from backgpt.generate import collect
 from backgpt.model import Transformer
+from backgpt.model_folder import BEST, ModelFolder
 from backgpt.optim import build_optimizer
+from backgpt.run_start import (
+    check_goes_on,
+    model_that_is_tuned,
+    newest_checkpoint,
+    weights_to_tune,
+)
 from backgpt.sampling import Sampling
 from backgpt.score import bits_per_byte, corpus_nats
 from backgpt.training_data import open_training_data
@@ -89,7 +89,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, report: Reporter, ranks: Ranks) -> None:
         self.config, self.report, self.ranks = config, report, ranks
-        self.data = open_training_data(config)
+        run_folder.check_same_run(config)
+        self.data = open_training_data(config, init=model_that_is_tuned(config))
         self.tokenizer, self.shape = self.data.tokenizer, self.data.shape
         self.rows = self.data.rows
         self.batches = TrainingBatches(
@@ -118,15 +119,22 @@ class Run:
 
     def resume(self) -> int:
         """Take up the newest checkpoint that verifies; return the step to go on with."""
-        run_folder.check_same_run(self.config)
         for note in self.data.notes:
             self._notice(note)
-        checkpoint = self._newest_checkpoint()
-        if checkpoint is None:
-            self._begin_from(self.config.init)
-            step = 0
-        else:
-            self._check_continues(checkpoint)
+        checkpoint = newest_checkpoint(
+            self.config.out, notice=self._notice, sets_aside=self.ranks.first
+        )
+        step = 0
+        if checkpoint is None and self.config.init is not None:
+            self.model.load_arrays(weights_to_tune(self.config, notice=self._notice))
+        if checkpoint is not None:
+            check_goes_on(
+                checkpoint,
+                self.config.out,
+                max_steps=self.max_steps,
+                tokenizer=self.tokenizer,
+                n_targets=self.rows.n_targets,
+            )
             self.model.load_arrays(checkpoint.model.weights)
             self.optimizer.load_state_tensors(_tensors(checkpoint.optimizer))
             self.tokens = checkpoint.state["tokens"]
@@ -250,7 +258,7 @@ class Run:
             if record["valid_loss"] <= min(self._valid_losses().values()):
                 point(run, BEST, saved)
         run_folder.add_samples(run, done, self._samples(engine, done))
-        run_folder.plot(run, title=f"{self.config.preset}, {self.config.direction}")
+        run_folder.plot(run, title=f"{run.name}, {self.config.direction}")
         self.model.train()
         self.clock = (time.perf_counter(), self.tokens)
 
@@ -291,59 +299,6 @@ class Run:
     def _valid_losses(self) -> dict[int, float]:
         records = run_folder.read_metrics(self.config.out)
         return {r["step"]: r["valid_loss"] for r in records if "valid_loss" in r}
-
-    def _newest_checkpoint(self) -> Checkpoint | None:
-        """Read the newest checkpoint that verifies; set those aside that do not, with a warning.
-
-        If they stayed, they would count as newer than what is saved next.
-        """
-        for folder in reversed(checkpoints(self.config.out)):
-            try:
-                return read_checkpoint(folder)
-            except CorruptFileError as error:
-                self._notice(f"skipping a damaged checkpoint: {error}")
-                if self.ranks.first:
-                    set_aside(folder)
-        return None
-
-    def _begin_from(self, init: str | None) -> None:
-        """Take the weights of the model `init`, if one is given; check that they fit."""
-        if init is None:
-            return
-        model = read_model(find(init))
-        if model.family != "qwen3":
-            raise ConfigError(
-                f"{init} is of the family {model.family!r}, which is only run: training begins "
-                "from models in the Qwen3 shape"
-            )
-        if model.tokenizer.sha256 != self.tokenizer.sha256:
-            raise ConfigError(
-                f"{self.config.init} has another tokenizer than {self.config.data}: prepare the "
-                "data with that model's tokenizer.json (--tokenizer)"
-            )
-        for name, value in asdict(self.shape).items():
-            if name != "block_size" and getattr(model.config, name) != value:
-                raise ConfigError(
-                    f"{self.config.init} has {name} = {getattr(model.config, name)}, this run "
-                    f"{value}: give the preset and dimensions of the model you start from"
-                )
-        for name, value in (("direction", model.direction), ("unit", model.unit)):
-            if getattr(self.config, name) != value:
-                self._notice(f"{init} has {name} = {value}; it is trained on the other way")
-        self.model.load_arrays(model.weights)
-
-    def _check_continues(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.step > self.max_steps:
-            raise ConfigError(
-                f"{self.config.out} is at step {checkpoint.step:,}, beyond max_steps = "
-                f"{self.max_steps:,}: give more steps to go on, or another --out"
-            )
-        known = checkpoint.model.tokenizer.sha256, checkpoint.state["n_targets"]
-        if known != (self.tokenizer.sha256, self.rows.n_targets):
-            raise ConfigError(
-                f"{self.config.out} was started on other data than it is given now: "
-                "give that data to go on, or another --out to start anew"
-            )
 
     def _dropout_of(self, step: int) -> AbstractContextManager[None]:
         """Let what is dropped follow from (seed, step, rank), whatever was drawn before."""

@@ -4,7 +4,7 @@ The file is a protocol buffer; of its fields only a few are needed, which is les
 
     ModelProto      1 pieces (SentencePiece, repeated)   2 trainer (TrainerSpec)   3 normalizer
     SentencePiece   1 piece (text)   2 score (float)   3 type
-    TrainerSpec     3 model type     35 byte fallback  40 unknown  41 first  42 last id
+    TrainerSpec     3 model type     35 byte fallback  40 unknown  41 first  42 last id, -1: none
     NormalizerSpec  2 table of characters   3 adds a space in front   4 removes extra spaces
 
 https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
@@ -35,11 +35,12 @@ class Piece:
     type: int
 
 
-def read_sentencepiece(path: Path) -> tuple[dict[str, Any], int, int]:
+def read_sentencepiece(path: Path) -> tuple[dict[str, Any], int | None, int | None]:
     """Return the content of a `tokenizer.json`, and the ids of the first and the last marker.
 
-    It gives the same ids as the library for any text. Raises DataError if there is no file, or one
-    that is not a byte-pair model as smolGPT trains them, CorruptFileError for a damaged one.
+    A model that was trained without a marker has None for it. It gives the same ids as the library
+    for any text. Raises DataError if there is no file, or one that is not a byte-pair model as
+    smolGPT trains them, CorruptFileError for a damaged one.
     """
     try:
         fields = list(_fields(path.read_bytes()))
@@ -58,16 +59,24 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], int, int]:
     for number, piece in enumerate(pieces):
         if piece.type not in (NORMAL, UNKNOWN, CONTROL, BYTE):
             raise DataError(f"{path}: piece {number} ({piece.text!r}) is of a type not read here")
+
+    def control_id(number: int, default: int) -> int | None:
+        id_ = trainer.get(number, default)  # -1 is read as a number of 64 bits
+        return id_ if isinstance(id_, int) and id_ < len(pieces) else None
+
+    unknown = control_id(40, 0)
     tokenizer = _tokenizer(
         pieces,
-        unknown=pieces[trainer.get(40, 0)].text,
+        unknown=None if unknown is None else pieces[unknown].text,
         prepends=normalizer.get(3, 1) == 1,
         trims=normalizer.get(4, 1) == 1,
     )
-    return json.loads(tokenizer.to_str()), trainer.get(41, 1), trainer.get(42, 2)
+    return json.loads(tokenizer.to_str()), control_id(41, 1), control_id(42, 2)
 
 
-def _tokenizer(pieces: list[Piece], *, unknown: str, prepends: bool, trims: bool) -> Tokenizer:
+def _tokenizer(
+    pieces: list[Piece], *, unknown: str | None, prepends: bool, trims: bool
+) -> Tokenizer:
     vocab = {piece.text: id_ for id_, piece in enumerate(pieces)}
     if len(vocab) < len(pieces):
         raise CorruptFileError("the SentencePiece model has a piece twice")

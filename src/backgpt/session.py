@@ -201,19 +201,26 @@ class Session:
         UsageError if it was made with another tokenizer or unit.
         """
         saved = read_session(path)
+        try:
+            sampling = Sampling(**saved.sampling.model_dump())
+        except UsageError as error:
+            raise CorruptFileError(f"not a saved chat: {path}: {error}") from None
         session = cls(
             model,
             name=saved.model,
             mode=saved.mode,
             context=saved.context,
             turns=saved.turns,
-            sampling=Sampling(**saved.sampling.model_dump()),
+            sampling=sampling,
             max_new_tokens=saved.max_new_tokens,
             seed=saved.seed,
             notice=notice,
         )
         if (saved.tokenizer, saved.unit) != (model.tokenizer.sha256, model.unit):
-            raise UsageError(f"{path} was made with another tokenizer or unit: load its model")
+            its_model = f", {saved.model}" if saved.model else ""
+            raise UsageError(
+                f"{path} was made with another tokenizer or unit: load its model{its_model}"
+            )
         session._talks = tuple(session._restored(talk, path) for talk in saved.conversations)
         return session
 

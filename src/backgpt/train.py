@@ -47,10 +47,13 @@ def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> Run
             run.remember(step, loss, norm, scale)
 
             done = step + 1
-            stopping = any_rank(bool(signals), ranks, run.device)
             evaluating = run.evaluates_at(done)
+            logging = evaluating or done % config.log_every == 0
+            # Several ranks wait for each other to agree: not at every step.
+            agreeing = logging or ranks.world_size == 1
+            stopping = agreeing and any_rank(bool(signals), ranks, run.device)
             saving = stopping or evaluating or done % config.save_every == 0
-            if saving or done % config.log_every == 0:
+            if saving or logging:
                 run.flush_metrics(done)
             if saving:
                 run.save(done)

@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from backgpt.batches import Rows, Windows
-from backgpt.builtin import find
 from backgpt.chat import Template
-from backgpt.checkpoint import read_model
 from backgpt.config import TrainConfig
 from backgpt.datasets import Conversation, Tally, find_source, read_conversations
 from backgpt.dialogues import Dialogues
-from backgpt.errors import DataError
+from backgpt.errors import ConfigError, DataError
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message
+from backgpt.model_folder import ModelFolder
 from backgpt.shape import ModelConfig
 from backgpt.shards import open_dataset
 from backgpt.tokenizer import Tokenizer
@@ -42,16 +41,25 @@ class TrainingData:
     notes: Sequence[str] = ()
 
 
-def open_training_data(config: TrainConfig) -> TrainingData:
-    """Open what `config` names. Raises DataError or CorruptFileError if it cannot be read."""
-    return _conversations(config) if config.chat else _documents(config)
+def open_training_data(config: TrainConfig, *, init: ModelFolder | None) -> TrainingData:
+    """Open what `config` names; `init` is the model that is tuned, without its weights.
+
+    Raises DataError or CorruptFileError if it cannot be read, ConfigError if it does not fit the
+    model.
+    """
+    return _conversations(config, init) if config.chat else _documents(config, init)
 
 
-def _documents(config: TrainConfig) -> TrainingData:
+def _documents(config: TrainConfig, init: ModelFolder | None) -> TrainingData:
     assert config.data is not None  # TrainConfig sees to it
     dataset = open_dataset(config.data)
+    if init is not None and init.tokenizer.sha256 != dataset.tokenizer.sha256:
+        raise ConfigError(
+            f"{config.init} has another tokenizer than {config.data}: prepare the data with that "
+            "model's tokenizer.json (--tokenizer)"
+        )
     languages = Language.all_of(dataset.tokenizer, config.direction, config.unit)
-    shape = config.shape(dataset.tokenizer.vocab_size)
+    shape = config.shape(dataset.tokenizer.vocab_size, of_init=init.config if init else None)
     valid = [
         (language, Windows(dataset.valid, [language], block_size=shape.block_size))
         for language in (languages if dataset.valid else ())
@@ -69,10 +77,11 @@ def _documents(config: TrainConfig) -> TrainingData:
     )
 
 
-def _conversations(config: TrainConfig) -> TrainingData:
-    tokenizer = read_model(find(config.init), dequantize=False).tokenizer
+def _conversations(config: TrainConfig, init: ModelFolder | None) -> TrainingData:
+    assert init is not None  # TrainConfig sees to it
+    tokenizer = init.tokenizer
     languages = Language.all_of(tokenizer, config.direction, config.unit)
-    shape = config.shape(tokenizer.vocab_size)
+    shape = config.shape(tokenizer.vocab_size, of_init=init.config)
     rows = Dialogues(_read(config.chat), languages, block_size=shape.block_size)
     held_out = list(_read(config.chat_valid))
     valid = [

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 
 from backgpt.builtin import find
-from backgpt.checkpoint import TOKENIZER, model_folder, read_model
 from backgpt.errors import DataError, UsageError
 from backgpt.language import Language
 from backgpt.manifest import read_json
+from backgpt.model_folder import TOKENIZER, folder_of, read_model
 from backgpt.order import Direction, ModelIds, Order
 from backgpt.tokenizer import SPECIAL_TOKENS, START, WHITE_SPACE
 
 Items = list[int] | list[str]
+
+MOST_DIGITS = 20
+"""What a number may have: no id has more, and Python does not read thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,18 @@ class Unreverser:
 
         `given` is a text that they lead to, or go on from, and that is not among them. Parts that
         control ids separate stand on lines of their own; with `controls` all ids are kept and
-        control ids shown by name. Raises DataError for an id that the model does not have.
+        control ids shown by name. Raises DataError for an id that the model does not have and for
+        half of a surrogate pair.
         """
         pieces = self._pieces(items)
         language = self._language(pieces)
         if not controls:
             pieces = _of_the_text(pieces, language)
         reading = _in_reading_order(pieces, language)
-        tokenizer = language.tokenizer
-        joined = [Piece(tokenizer.token_bytes[id_]) for id_ in tokenizer.encode_fragment(given)]
-        reading = reading + joined if language.direction == "backward" else joined + reading
+        tokenizer, backward = language.tokenizer, language.direction == "backward"
+        encode = tokenizer.encode_fragment if backward else tokenizer.encode
+        joined = [Piece(tokenizer.token_bytes[id_]) for id_ in encode(given)]
+        reading = reading + joined if backward else joined + reading
         parts = [
             "".join(piece.control for piece in part) if is_control else _decoded(part)
             for is_control, part in groupby(reading, key=lambda piece: bool(piece.control))
@@ -74,10 +79,7 @@ class Unreverser:
         tokenizer = self.languages[0].tokenizer
         known = [self.ids.get(item) if isinstance(item, str) else item for item in items]
         if None in known:
-            return [
-                Piece(b"", item) if item in SPECIAL_TOKENS else Piece(str(item).encode())
-                for item in items
-            ]
+            return [_piece_of_text(str(item)) for item in items]
         pieces = []
         for id_ in known:
             if id_ is None or not 0 <= id_ < tokenizer.vocab_size:
@@ -103,8 +105,8 @@ def unreverser(
 
     Raises as `read_model`, and UsageError if the model does not run that way.
     """
-    folder = model_folder(find(model))
-    read = read_model(folder, dequantize=False)
+    folder = folder_of(find(model))
+    read = read_model(folder, with_weights=False)
     languages = sorted(read.languages, key=lambda one: one.direction != direction)
     if direction is not None and languages[0].direction != direction:
         raise UsageError(f"{model} is a {read.direction} model: it does not run {direction}")
@@ -126,10 +128,10 @@ def items_of(line: str) -> Items:
         wrong = [word for word in words if not re.fullmatch(r"[0-9]+", word)]
         if wrong:
             raise DataError(f"{wrong[0]!r} is not an id: give ids, or a JSON array")
-        return [int(word) for word in words]
+        return [_whole_number(word) for word in words]
     try:
-        found: Any = json.loads(line)
-    except ValueError as error:
+        found: Any = json.loads(line, parse_int=_whole_number)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}") from None
     if isinstance(found, dict):
         found = found.get("tokens")
@@ -149,6 +151,24 @@ def normalized(text: str) -> str:
     """
     lines = re.sub(r"\n(?=[^\n])", "\n ", text)
     return lines if not text or text.startswith("\n") else f" {lines}"
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise DataError(f"{digits[:12]}… has {len(digits):,} digits: no id has, leave it out")
+    return int(digits)
+
+
+def _piece_of_text(item: str) -> Piece:
+    """Return the piece of a token string that is no name, but for those of control ids."""
+    if item in SPECIAL_TOKENS:
+        return Piece(b"", item)
+    try:
+        return Piece(item.encode())
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{item!r} has half of a surrogate pair, which is no text: leave it out"
+        ) from None
 
 
 def _of_the_text(pieces: list[Piece], language: Language) -> list[Piece]:

@@ -1,9 +1,11 @@
 """The command line: parse, call one function, print.
 
-Standard output is the product, standard error everything else. A failure is one line there and an
-exit code: 2 for a request that cannot be, 1 for one that failed, 130 and 143 for signals.
+Standard output is the product, standard error everything else; in a pipe or a file both are UTF-8.
+A failure is one line there and an exit code: 2 for a request that cannot be, 1 for one that failed,
+130 and 143 for signals.
 """
 
+import io
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -71,6 +73,7 @@ def backgpt(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    _write_any_text()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         code = app(given or ["--help"], standalone_mode=False)
@@ -97,6 +100,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def backchat() -> NoReturn:
     """Run `backgpt chat`."""
     main(["chat", *sys.argv[1:]])
+
+
+def _write_any_text() -> None:
+    """Make both outputs take any text: as UTF-8, or on a terminal with "?" for what it lacks.
+
+    Line ends stay the system's. What stands in for an output in a test stays as it is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if stream.isatty():
+            stream.reconfigure(errors="replace")
+        else:
+            # What is not text, in names of files, is escaped as JSON has it.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _parser_error(error: Any) -> tuple[str, int] | None:

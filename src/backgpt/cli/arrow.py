@@ -1,13 +1,14 @@
 """`backgpt arrow`: the arrow of time of a source of text."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from backgpt.errors import MissingExtraError, UsageError
+from backgpt.cli.training import load_torch, overridden
+from backgpt.errors import UsageError
+from backgpt.shape import PRESETS
 
 
 def arrow(
@@ -36,7 +37,7 @@ def arrow(
     config: Annotated[
         Path | None, Option(help="A TOML file with settings of train for the twins; flags win.")
     ] = None,
-    preset: Annotated[str | None, Option(help="pico, nano, seed, small or base.")] = None,
+    preset: Annotated[str | None, Option(help=f"One of {', '.join(PRESETS)}.")] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
     batch_size: Annotated[
@@ -55,22 +56,16 @@ def arrow(
         raise UsageError(f"seeds = {seeds}: it must be 1 or more")
     if limit is not None and limit < 1:
         raise UsageError(f"limit = {limit}: it must be 1 or more")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtraError("training", "train") from None
+    load_torch()
     from backgpt.arrow import ArrowJob
     from backgpt.arrow import arrow as job
     from backgpt.cli.progress import TrainProgress
     from backgpt.config import read_toml
     from backgpt.files import write_whole
-    from backgpt.kernels import keep_freed_memory
     from backgpt.report_plot import check_plotting, plot_arrow
     from backgpt.report_text import render_arrow
 
     check_plotting()
-    keep_freed_memory()
     given: dict[str, Any] = {
         "preset": preset,
         "max_steps": max_steps,
@@ -78,8 +73,8 @@ def arrow(
         "batch_size": batch_size,
         "device": device,
     }
-    settings = read_toml(config) if config else {}
-    settings |= {key: value for key, value in given.items() if value is not None}
+    flags = {key: value for key, value in given.items() if value is not None}
+    settings = overridden(read_toml(config) if config else {}, flags)
     name = Path(source).stem
     if out is None and (not name or set(name) & set("*?[")):
         raise UsageError(f"{source} is no name for a folder: say --out")

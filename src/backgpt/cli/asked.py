@@ -81,12 +81,16 @@ class Asked:
             )
         if self.as_json and self.order == "model":
             raise UsageError("--json has the text in reading order: leave out --order")
+        if self.stop and self.order == "model":
+            raise UsageError(
+                "--order model shows all that was written, past a stop: leave out --order or --stop"
+            )
         if self.lines is not None and self.rhyme is None:
             raise UsageError("--lines says how many lines rhyme: give --rhyme, or leave it out")
         chooses = self.rank is not None or self.twin is not None
-        if kind == "text" and self.best_of is None and chooses:
+        if kind == "text" and self.best_of in (None, 1) and chooses:
             raise UsageError(
-                "--rank and --twin choose among the texts of --best-of: give it as well"
+                "--rank and --twin choose among the texts of --best-of: give it as well, 2 or more"
             )
 
     def read(self, model: "Model") -> "Asked":

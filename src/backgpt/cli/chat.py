@@ -2,23 +2,25 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
 from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
+from backgpt.cli.written import SEPARATOR
 from backgpt.errors import UsageError
+from backgpt.messages import as_transcript
 
 if TYPE_CHECKING:
     from backgpt.api import Model
     from backgpt.generate import Text
-    from backgpt.messages import Message
     from backgpt.rewind import Transcript
+    from backgpt.session import Session
 
 CHAT_MODEL = "backchat"
-DEFAULT_TURNS = 3
-SEPARATOR = "\n---\n"
 
 
 def chat(
@@ -26,17 +28,25 @@ def chat(
         str | None,
         Option(help=f"What asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
+    load: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Go on with a chat that /save wrote: with its model and settings, but for those "
+            "that are given.",
+        ),
+    ] = None,
     mode: Annotated[
-        Literal["ask", "rewind", "reply"],
+        Literal["ask", "rewind", "reply"] | None,
         Option(
             help="ask: you answer, it asks. rewind: it writes the conversation that led to your "
-            "message. reply: it answers, last word first."
+            "message. reply: it answers, last word first. ask if none is given."
         ),
-    ] = "ask",
-    context: Annotated[str, Option(help="What the conversation is about.")] = "",
+    ] = None,
+    context: Annotated[str | None, Option(help="What the conversation is about.")] = None,
     turns: Annotated[
         int | None,
-        Option(help=f"Most messages to write in the mode rewind; {DEFAULT_TURNS} if not given."),
+        Option(help="Most messages to write in the mode rewind; 3 if not given."),
     ] = None,
     num_samples: Annotated[
         int, Option("--num-samples", "-n", help="How many candidates, in a pipe.")
@@ -62,37 +72,30 @@ def chat(
     only the result is printed: echo "Paris." | backgpt chat
     """
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if on_terminal and (as_json or num_samples != 1):
-        raise UsageError("--json and --num-samples are for a pipe: leave them out on a terminal")
-    if turns is not None and mode != "rewind" and not on_terminal:
-        raise UsageError(f"--turns is for --mode rewind: leave it out with {mode}")
-    turns = DEFAULT_TURNS if turns is None else turns
-    sampling = sampling_from(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    loaded = load_chat_model(model, device)
-    settings: dict[str, Any] = {
-        "context": context,
-        "sampling": sampling,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    if on_terminal:
-        from backgpt.cli.talking import talk
+    if (on_terminal or load is not None) and (as_json or num_samples != 1):
+        raise UsageError("--json and --num-samples are for a pipe without --load: leave them out")
+    settings = _given(context=context, turns=turns, max_new_tokens=max_new_tokens, seed=seed)
+    drawing = _given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling = sampling_from(**drawing)
+    if load is not None:
+        session = _saved_session(load, model, device, drawing, _given(mode=mode, **settings))
+    elif on_terminal:
         from backgpt.session import Session
 
-        talk(Session(loaded, name=model or CHAT_MODEL, mode=mode, turns=turns, **settings))
+        settings |= {"name": model or CHAT_MODEL, "mode": mode or "ask", "sampling": sampling}
+        session = Session(load_chat_model(model, device), **settings)
+    else:
+        _check_turns(turns, mode or "ask")
+        settings |= {"n": num_samples, "sampling": sampling}
+        _write_candidates(load_chat_model(model, device), mode or "ask", settings, as_json=as_json)
         return
-    message = standard_input().strip()
-    found: Sequence[Text] | Sequence[Transcript]
-    if mode == "rewind":
-        found = loaded.rewind(message, turns=turns, n=num_samples, **settings)
+    if on_terminal:
+        from backgpt.cli.talking import talk
+
+        talk(session)
     else:
-        found = {"ask": loaded.ask, "reply": loaded.reply}[mode](message, n=num_samples, **settings)
-    if as_json:
-        record = {"mode": mode, "message": message, "context": context, "seed": found[0].seed}
-        record["candidates"] = [_candidate(one) for one in found]
-        print(json.dumps(record, ensure_ascii=False))
-    else:
-        print(SEPARATOR.join(_shown(one) for one in found))
+        _check_turns(turns, session.mode)
+        _say_once(session)
 
 
 def load_chat_model(model: str | None, device: str) -> "Model":
@@ -114,9 +117,68 @@ def load_chat_model(model: str | None, device: str) -> "Model":
     return loaded
 
 
-def as_transcript(messages: "Sequence[Message]") -> str:
-    """Return messages as text, each behind the name of who says it."""
-    return "\n\n".join(f"{message.role}: {message.text}" for message in messages)
+def _given(**options: Any) -> dict[str, Any]:
+    """Return those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_turns(turns: int | None, mode: str) -> None:
+    if turns is not None and mode != "rewind":
+        raise UsageError(f"--turns is for --mode rewind: leave it out with {mode}")
+
+
+def _saved_session(
+    file: Path, model: str | None, device: str, drawing: dict[str, Any], settings: dict[str, Any]
+) -> "Session":
+    """Return the chat that was saved to `file`, with what is given in place of what was saved.
+
+    A model that only the file names is not downloaded. Raises as `Session.load`, and UsageError.
+    """
+    from backgpt import builtin
+    from backgpt.session import Session
+    from backgpt.session_file import read_session
+
+    name = model or read_session(file).model or CHAT_MODEL
+    if model is None and name not in builtin.names() and not Path(name).exists():
+        raise UsageError(f"{file} is a chat with {name}, which is not here: name it with --model")
+    session = Session.load(file, load_chat_model(name, device))
+    session.name = name
+    session.sampling = replace(session.sampling, **drawing)
+    for setting, value in settings.items():
+        setattr(session, setting, value)
+    return session
+
+
+def _say_once(session: "Session") -> None:
+    """Say what standard input holds, and print what is written; all else to standard error."""
+    session.notice = lambda notice: print(f"backgpt: {notice}", file=sys.stderr)
+    for _ in session.say(standard_input()):
+        pass
+    messages = session.transcript
+    if session.mode == "rewind":
+        print(as_transcript(messages))
+    else:
+        print(messages[0 if session.mode == "ask" else -1].text)
+
+
+def _write_candidates(
+    model: "Model", mode: str, settings: dict[str, Any], *, as_json: bool
+) -> None:
+    """Write candidates for the message that standard input holds, and print only them."""
+    ways: dict[str, Callable[..., Sequence[Text] | Sequence[Transcript]]] = {
+        "ask": model.ask,
+        "reply": model.reply,
+        "rewind": model.rewind,
+    }
+    message = standard_input().strip()
+    found = ways[mode](message, **settings)
+    if not as_json:
+        print(SEPARATOR.join(_shown(one) for one in found))
+        return
+    context = settings.get("context", "")
+    record = {"mode": mode, "message": message, "context": context, "seed": found[0].seed}
+    record["candidates"] = [_candidate(one) for one in found]
+    print(json.dumps(record, ensure_ascii=False))
 
 
 def _shown(found: "Text | Transcript") -> str:

@@ -26,14 +26,16 @@ def open_model(
 ) -> "Model":
     """Load a model as `api.load` does, and say on standard error if it will be slow."""
     from backgpt.api import load
+    from backgpt.engines import runs_on_cpu
 
-    if engine is None and device == "cpu" and find_spec("backgpt.engine._native") is None:
+    on_cpu = engine != "torch" and runs_on_cpu(device)
+    if engine is None and on_cpu and find_spec("backgpt.engine._native") is None:
         print(
             "backgpt: this installation has no native engine (no C++ compiler was found), so the "
             "model runs in torch, which is slower",
             file=sys.stderr,
         )
-    isa = os.environ.get(ISA) if engine != "torch" and device == "cpu" else None
+    isa = os.environ.get(ISA) if on_cpu else None
     return load(path, engine=engine, device=device, isa=isa, **settings)
 
 

@@ -55,7 +55,7 @@ def prepare(
                 valid=valid or None,
                 valid_fraction=valid_fraction,
                 field=field,
-                separator=separator.replace("\\n", "\n") if separator else None,
+                separator=separator.replace("\\n", "\n") if separator is not None else None,
                 workers=workers,
                 cache=cache,
                 progress=progress.update,

@@ -174,6 +174,8 @@ def _models(
     **settings: Any,
 ) -> "list[Model]":
     """Return what scores: a model for each direction, backward first."""
+    from backgpt.api import check_twins
+
     loaded = open_model(model, direction=direction, **settings)
     models = [loaded]
     own_twin = loaded.language.told and direction is None
@@ -186,10 +188,7 @@ def _models(
     elif twin is not None:
         other = "forward" if loaded.direction == "backward" else "backward"
         models.append(open_model(twin, direction=other, **settings))
-        if models[1].tokenizer.sha256 != loaded.tokenizer.sha256:
-            raise UsageError(
-                f"the twin {twin} has another tokenizer: give one that was trained on the same data"
-            )
+        check_twins(*models)
     return sorted(models, key=lambda one: one.direction)
 
 

@@ -12,6 +12,7 @@ from typer import Option
 from backgpt.cli.chat import CHAT_MODEL
 from backgpt.cli.given import WHICH_MODEL, open_model
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
+from backgpt.server import LOOPBACK
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "BACKGPT_API_KEY"
 UPSTREAM_KEY_VARIABLE = "BACKGPT_UPSTREAM_API_KEY"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 GRACE_SECONDS = 3
 
@@ -132,6 +132,8 @@ def _run(app: "FastAPI", decoder: "Decoder", listening: socket.socket) -> None:
 def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Catalog":
     """Load the models that are wanted. Raises as `api.load`, and DataError if there is none."""
     from backgpt import builtin
+    from backgpt.card import CARD, read_card
+    from backgpt.model_folder import folder_of
     from backgpt.server.catalog import Catalog, Served
 
     models: dict[str, Served] = {}
@@ -142,8 +144,8 @@ def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Cat
             name = Path(path).resolve().name
         if name in models:
             raise UsageError(f"two models are called {name}: call one of them NAME=MODEL")
-        card = builtin.describe(path).card
         loaded = open_model(path, engine=None, device=device, **_threads(threads))
+        card = read_card(folder_of(builtin.find(path)) / CARD)
         models[name] = Served(loaded, card.description if card else "")
     if not models:
         raise UsageError("no built-in model is installed: name one with --model")

@@ -1,5 +1,6 @@
 """The chat on a terminal: a prompt with history, commands, and text that grows leftward."""
 
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import cast
 
 from backgpt.chat import Mode
-from backgpt.cli.chat import as_transcript
 from backgpt.cli.growing import show_growing
 from backgpt.errors import BackgptError, UsageError
+from backgpt.messages import as_transcript
 from backgpt.rewind import Piece
 from backgpt.session import Session
 
@@ -34,12 +35,19 @@ DOES = {
 
 
 def talk(session: Session) -> None:
-    """Chat until the user ends it. Messages go to standard output, all else to standard error."""
+    """Chat until the user ends it; first show the conversation that a saved session goes on with.
+
+    Messages go to standard output, all else to standard error.
+    """
     with suppress(ImportError):
         import readline  # noqa: F401  # from here on `input` has history and line editing
 
     chat = _Chat(session)
     _tell(f"{session.mode}: {DOES[session.mode]}; seed {session.seed}; /help lists the commands")
+    if len(session.talks) > 1:
+        _tell(f"the latest of {len(session.talks)} conversations:")
+    if session.talks:
+        print(as_transcript(session.transcript))
     while not chat.ended:
         try:
             line = input(PROMPT).strip()
@@ -123,13 +131,18 @@ class _Chat:
     def _save(self, file: str) -> None:
         if not file:
             raise UsageError("/save needs the name of a file")
-        self._session.save(Path(file).expanduser())
+        self._session.save(Path(os.path.expanduser(file)))  # leaves `~nobody` as it is
         _tell(f"saved to {file}")
 
     def _seed(self, seed: str) -> None:
         if not seed.isascii() or not seed.isdigit():
             raise UsageError(f"seed = {seed!r}: give a whole number, 0 or more")
-        self._session.seed = int(seed)
+        try:
+            self._session.seed = int(seed)
+        except ValueError:
+            raise UsageError(
+                f"seed = {seed[:12]}… has {len(seed):,} digits: give a number of fewer"
+            ) from None
         _tell(f"seed {self._session.seed}")
 
     def _temperature(self, temperature: str) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
-from backgpt.errors import MissingExtraError
+from backgpt.cli.training import load_torch, overridden
+from backgpt.shape import PRESETS
 
 if TYPE_CHECKING:
     from backgpt.config import TrainConfig
     from backgpt.devices import Ranks
 
-KEPT_PRODUCTS = "64"  # oneDNN's usual 1,024, for batches of many shapes, are gigabytes
 LONGEST_WAIT = timedelta(hours=2)  # other ranks wait while the first one validates
 
 
@@ -36,7 +36,7 @@ def train(
         list[str] | None, Option(help="Conversations to validate on; repeatable.")
     ] = None,
     out: Annotated[Path | None, Option(help="The run folder; resumed where it exists.")] = None,
-    preset: Annotated[str | None, Option(help="nano, seed, small or base.")] = None,
+    preset: Annotated[str | None, Option(help=f"One of {', '.join(PRESETS)}.")] = None,
     direction: Annotated[
         Literal["backward", "forward", "both"] | None, Option(help="Which token is predicted.")
     ] = None,
@@ -102,16 +102,12 @@ def train(
     """
     given = {k: v for k, v in context.params.items() if v not in (None, (), []) and k != "config"}
     settings = _resolve(given, config)
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise MissingExtraError("training", "train") from None
+    load_torch()
+    import torch
+
     from backgpt.cli.progress import TrainProgress
-    from backgpt.kernels import keep_freed_memory
     from backgpt.train import train as job
 
-    keep_freed_memory()
     torch._logging.set_logs(inductor=logging.ERROR, dynamo=logging.ERROR)  # type: ignore[attr-defined]
     with _distributed(settings) as ranks, TrainProgress(shown=ranks.first) as progress:
         result = job(settings, report=progress, ranks=ranks)
@@ -127,13 +123,10 @@ def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":
     from backgpt.run_folder import SETTINGS
 
     from_file = read_toml(file) if file else {}
-    values = {**from_file, **given}
+    values = overridden(from_file, given)
     resumed = Path(values.get("out", TrainConfig.model_fields["out"].default)) / SETTINGS
     if resumed.is_file():
-        values = {**read_toml(resumed), **values}
-        for length, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
-            if length in {**from_file, **given} and other not in {**from_file, **given}:
-                values.pop(other, None)
+        values = overridden(read_toml(resumed), values)
     return build(TrainConfig, values, origin=str(file) if from_file else "settings")
 
 

@@ -7,7 +7,6 @@ predicts the previous token learns the beginning from it.
 
 import hashlib
 import lzma
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from random import Random
 from backgpt.corpus import STORY_SEPARATOR
 from backgpt.corpus.cast import Cast
 from backgpt.corpus.grammar import Plot, expand, parse_plot, pick, read_lists, read_sections
+from backgpt.files import write_whole
 
 SEED = 20_240
 STORY_COUNT = 2_600
@@ -90,12 +90,7 @@ def corpus_text(count: int = STORY_COUNT, *, seed: int = SEED) -> str:
 def write_file(path: Path) -> int:
     """Write the compressed corpus to `path` and return its size in bytes."""
     packed = lzma.compress(corpus_text().encode("utf-8"), preset=9 | lzma.PRESET_EXTREME)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(packed)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, packed)
     return len(packed)
 
 

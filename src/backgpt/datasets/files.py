@@ -190,6 +190,10 @@ def _parse(line: bytes, origin: str, offset: int) -> dict[str, Any] | None:
         raise _not_utf8(origin, offset, error) from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{origin}: not JSON ({error}): one object per line is needed") from None
+    except ValueError:  # what Python does not read as a whole number
+        raise DataError(
+            f"{origin}: a number of thousands of digits: put it in quotes, or leave it out"
+        ) from None
     if record is not None and not isinstance(record, dict):
         raise DataError(f"{origin}: a {type(record).__name__} where a JSON object is needed")
     return record

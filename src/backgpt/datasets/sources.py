@@ -5,6 +5,7 @@ file that is called like a named source, write `./dolly`.
 """
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def find_source(
         path = fetch(HUB_FILES[spec], folder, on_bytes=on_bytes, endpoint=endpoint)
         return Source(spec=spec, files=(path,))
 
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # leaves `~nobody` as it is
     if path.exists():
         found = [path]
     else:

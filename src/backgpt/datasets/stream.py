@@ -1,7 +1,7 @@
 """Several sources as one stream of distinct documents, each with its split.
 
 Everything here follows from a document's SHA-256 alone, so the same text always lands in the same
-split and the same sample, whatever stands around it. Eight bytes per document are remembered.
+split and the same sample, whatever stands around it. About 70 bytes per document are remembered.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The application: routes, errors in OpenAI's shape, the page, and the decode thread's life."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,16 +150,27 @@ def _add_errors(app: FastAPI) -> None:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     """Return a 400 that says what is wrong with which field, the first of them."""
-    first = error.errors()[0]
+    first = _most_telling(error.errors())
     unknown = first["type"] == "extra_forbidden"
     known = [part for part in first["loc"] if isinstance(part, int) or part in schema.FIELDS]
     where = ".".join(map(str, [*known, first["loc"][-1]] if unknown else known))
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
     if unknown:
         message = "this field is not known here: leave it out"
     return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+
+
+def _most_telling(errors: Sequence[Any]) -> Any:
+    """Return the error that says most of the first field.
+
+    Where a field may be of several types, there is one for each: what is of one of them and wrong
+    otherwise comes before what is of another type, and the deeper one before the others.
+    """
+    field = errors[0]["loc"][:2]
+    same = [error for error in errors if error["loc"][:2] == field]
+    return max(same, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

@@ -58,7 +58,12 @@ class Catalog:
 
     def for_chat(self, name: str | None) -> tuple[str, Model]:
         """Return the name and the model to chat with. Raises ApiError if there is none."""
-        return self._find(name or self._chat, None)
+        name, model = self._find(name or self._chat, None)
+        if not model.takes_chat:
+            raise ApiError(
+                400, f"{name} was not tuned on conversations: choose another model", param="model"
+            )
+        return name, model
 
     def list(self) -> ModelList:
         """Return what is served."""

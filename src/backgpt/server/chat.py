@@ -7,7 +7,7 @@ before the first of them; only in the mode `reply` the last one is a question, a
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -20,7 +20,7 @@ from backgpt.api import Model
 from backgpt.chat import Template
 from backgpt.generate import Text
 from backgpt.language import Prompt
-from backgpt.messages import Message, Role
+from backgpt.messages import Message, Role, as_transcript
 from backgpt.rewind import Rewinding, other_role
 from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
@@ -246,24 +246,16 @@ class _Answer:
         return Usage.of(len(self.prompt.ids), sum(one.n_tokens for one in self.choices))
 
 
-def as_transcript(messages: Sequence[Message]) -> str:
-    """Return messages as text, each behind the name of who says it."""
-    return "\n\n".join(f"{message.role}: {message.text}" for message in messages)
-
-
 def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
     """Return what a chat is about and its messages. Raises ApiError if they are none.
 
     A system message says what it is about. What is said alone is an answer, whoever says it, for
     the model asks; a question for the mode `reply`.
     """
-    first, *rest = asked.messages
+    messages = [one.message for one in asked.messages]
     context = asked.backgpt.context
-    if first.role == "system" and not context:
-        context, given = first.content, rest
-    else:
-        given = asked.messages
-    messages = [Message(one.role, one.content) for one in given]
+    if messages[0].role == "system" and not context:
+        context, messages = messages[0].text, messages[1:]
     roles = [message.role for message in messages]
     mode = asked.backgpt.mode
     if not messages or "system" in roles:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backgpt.server import LOOPBACK
 from backgpt.server.failures import ApiError, error_response
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 WITHOUT_KEY = ("/", "/health")
 STATIC = "/static/"
 NOT_IN_A_HOST = "@/?#\\"

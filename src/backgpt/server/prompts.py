@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backgpt.api import Model
-from backgpt.bridge import room_for_middle
+from backgpt.bridge import check_given, room_for_middle
 from backgpt.hints import Hints
 from backgpt.language import Prompt
 from backgpt.order import ModelIds, ReadingIds
@@ -106,6 +106,7 @@ def _bridge(asked: CompletionRequest, model: Model, *, opening: str, ending: str
             f"{model.direction}: leave one out",
             param="prompt",
         )
+    check_given(opening, ending)
     check_length(model, opening, ending, *ours.words, param="prompt")
     return Given(
         model.bridge_prompt(opening, ending, words=ours.words, length=ours.length),

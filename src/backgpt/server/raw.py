@@ -96,6 +96,7 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
         "logprobs": asked.logprobs is not None,
         "echo": asked.echo,
         "best_of": asked.best_of is not None,
+        "stream_options.include_usage": asked.wants_usage,
         "backgpt.words": ours.words,
         "backgpt.length": ours.length,
         "backgpt.continues": ours.continues,

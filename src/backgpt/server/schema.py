@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from backgpt.chat import Mode
 from backgpt.hints import Length
-from backgpt.messages import Role
+from backgpt.messages import Message, Role
 from backgpt.order import Direction
 from backgpt.sampling import Sampling
 
@@ -28,6 +28,7 @@ Order = Literal["append", "prepend"]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -58,7 +59,7 @@ class Asked(Body):
     n: int | None = Field(None, ge=1, le=MOST_SAMPLES)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=-1)  # 0 and -1 are others' words for all
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
@@ -82,6 +83,8 @@ class Asked(Body):
         """How ids are drawn: the project's defaults, where nothing else is asked for."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if given.get("top_k", 1) < 1:
+            del given["top_k"]
         if given.get("temperature") == 0:
             given |= {"temperature": 1.0, "top_k": 1}
         return Sampling(**given)
@@ -158,12 +161,33 @@ class CompletionRequest(Asked):
     backgpt: CompletionHints = CompletionHints()
 
 
-class ChatMessage(Body):
-    """One message of a conversation."""
+class TextPart(Body):
+    """A part of a message."""
 
-    role: Role
-    content: str
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    """One message of a conversation; a developer's is a system message."""
+
+    role: Role | Literal["developer"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
     name: str | None = None
+    # What an answer of OpenAI's client has when it is sent back, and must not say anything.
+    refusal: None = None
+    annotations: Nothing = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing = None
+
+    @property
+    def message(self) -> Message:
+        """The same as the rest of the program has it."""
+        role: Role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Message(role, self.content)
+        return Message(role, "".join(part.text for part in self.content))
 
 
 class ChatHints(Body):
@@ -174,6 +198,12 @@ class ChatHints(Body):
     context: str = ""
 
 
+class TextFormat(Body):
+    """The only format there is."""
+
+    type: Literal["text"]
+
+
 class ChatRequest(Asked):
     """A chat: the messages that are given, in reading order."""
 
@@ -182,6 +212,10 @@ class ChatRequest(Asked):
     )
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: Literal[False] | None = None
+    tools: Nothing = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: TextFormat | None = None
     backgpt: ChatHints = ChatHints()
 
 

@@ -1,0 +1,76 @@
+"""What a run begins with: its own last checkpoint, the model that is tuned, or neither."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from backgpt.builtin import find
+from backgpt.checkpoint import Checkpoint, checkpoints, read_checkpoint, set_aside
+from backgpt.config import TrainConfig
+from backgpt.errors import ConfigError, CorruptFileError
+from backgpt.model_folder import ModelFolder, read_model
+from backgpt.quantize import Arrays
+from backgpt.tokenizer import Tokenizer
+
+
+def model_that_is_tuned(config: TrainConfig) -> ModelFolder | None:
+    """Return the model that a run begins from, without weights: its own, if it has been saved.
+
+    Raises DataError if there is none, ConfigError for one that cannot be trained.
+    """
+    if config.init is None:
+        return None
+    for folder in reversed(checkpoints(config.out)):
+        with suppress(CorruptFileError):
+            return read_model(folder, with_weights=False)
+    model = read_model(find(config.init), with_weights=False)
+    if model.family != "qwen3":
+        raise ConfigError(
+            f"{config.init} is of the family {model.family!r}, which is only run: training begins "
+            "from models in the Qwen3 shape"
+        )
+    return model
+
+
+def weights_to_tune(config: TrainConfig, *, notice: Callable[[str], None]) -> Arrays:
+    """Return the weights of the model that a run begins from."""
+    model = read_model(find(config.init))
+    for name, value in (("direction", model.direction), ("unit", model.unit)):
+        if getattr(config, name) != value:
+            notice(f"{config.init} has {name} = {value}; it is trained on the other way")
+    return model.weights
+
+
+def newest_checkpoint(
+    run: Path, *, notice: Callable[[str], None], sets_aside: bool
+) -> Checkpoint | None:
+    """Read the newest checkpoint that verifies, with a warning for each that does not.
+
+    With `sets_aside` those are renamed: if they stayed, they would count as newer than what is
+    saved next.
+    """
+    for folder in reversed(checkpoints(run)):
+        try:
+            return read_checkpoint(folder)
+        except CorruptFileError as error:
+            notice(f"skipping a damaged checkpoint: {error}")
+            if sets_aside:
+                set_aside(folder)
+    return None
+
+
+def check_goes_on(
+    checkpoint: Checkpoint, run: Path, *, max_steps: int, tokenizer: Tokenizer, n_targets: int
+) -> None:
+    """Raise ConfigError if a run cannot go on from its checkpoint as it is asked to."""
+    if checkpoint.step > max_steps:
+        raise ConfigError(
+            f"{run} is at step {checkpoint.step:,}, beyond max_steps = {max_steps:,}: "
+            "give more steps to go on, or another --out"
+        )
+    known = checkpoint.model.tokenizer.sha256, checkpoint.state["n_targets"]
+    if known != (tokenizer.sha256, n_targets):
+        raise ConfigError(
+            f"{run} was started on other data than it is given now: "
+            "give that data to go on, or another --out to start anew"
+        )
