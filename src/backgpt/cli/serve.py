@@ -104,6 +104,7 @@ def _run(app: "FastAPI", decoder: "Decoder", listening: socket.socket) -> None:
     import uvicorn
 
     logging.basicConfig(level=logging.WARNING, format="backgpt: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # warns of clients that left
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -45,7 +45,10 @@ def train(
         float | None, Option(help="Share of texts told beforehand: opening, words, length.")
     ] = None,
     init: Annotated[
-        str | None, Option(help="A model to begin from: a path, or a built-in model's name.")
+        str | None,
+        Option(
+            help="A model to begin from, whose shape is taken: a path, or a built-in model's name."
+        ),
     ] = None,
     max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
