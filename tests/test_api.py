@@ -1,6 +1,7 @@
 """What people import: a model trained both ways, with hints, through its public face."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,3 +208,18 @@ def test_twins_run_against_each_other_with_the_same_tokenizer(tokenizer: Tokeniz
 def test_hints_and_continues_exclude_each_other(model: Model) -> None:
     with pytest.raises(UsageError, match="hints are for whole texts"):
         model.write(ending="The end.", words=["dog"], continues=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"words": "cake"}, r"words = 'cake': give a list of words, such as \['cake'\]"),
+        ({"stop": "x"}, r"stop = 'x': give a list of texts, such as \['x'\]"),
+        ({"ending": ["The end."]}, r"ending = \['The end.'\]: give one text"),
+    ],
+)
+def test_a_text_is_not_taken_for_a_list_or_a_list_for_a_text(
+    model: Model, asked: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        model.write(**({"ending": "The end."} | asked))

@@ -242,6 +242,28 @@ def test_sample_tells_the_model_what_is_asked_and_json_whether_it_obeyed(
     assert "asked" not in record
 
 
+def test_an_opening_alone_is_gone_on_from(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["sample", "--max-new-tokens=8", "--seed=1"]
+    assert command(*options, "--opening", "My name is Anna and") == 0
+    assert capsys.readouterr().out.startswith("My name is Anna and")
+    assert command(*options, "--opening", "My name is Anna and", "--direction=backward") == 0
+    out, err = capsys.readouterr()
+    assert not out.startswith("My name is Anna and")
+    assert err == "backgpt: not obeyed: opening; --best-of writes more and keeps what obeys most\n"
+
+
+def test_what_was_not_obeyed_is_told_beside_the_texts(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["sample", "--ending=The end.", "--max-new-tokens=8", "--seed=1", "--length=long"]
+    assert command(*options, "-n", "2", "--words=end") == 0
+    assert "not obeyed: length by 2 of 2;" in capsys.readouterr().err
+    assert command(*options, "--json") == 0
+    assert capsys.readouterr().err == ""
+    assert command(*options[:-1], "--length=short") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_hints_change_what_sample_writes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["sample", "--ending", "The end.", "--max-new-tokens=12", "--seed=1"]
     written = set()
@@ -369,13 +391,16 @@ def test_a_damaged_card_is_refused(tmp_path: Path) -> None:
 
 def test_info_lists_the_built_in_models(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("info") == 0
-    header, base, stories, *_ = capsys.readouterr().out.split("\n")
-    for column in ("parameters", "MB", "direction", "context", "loss", "licence", "data"):
-        assert column in header
-    assert base.startswith("base ")
-    for value in ("stories", "both", "128", "backward 3.250 (1.625)", "forward 2.750", "CC0-1.0"):
-        assert value in stories
-    assert "Tales" in stories
+    lines = capsys.readouterr().out.split("\n")
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("base: ")
+    start = next(number for number, line in enumerate(lines) if line.startswith("stories: "))
+    for value in ("MB", "both ways", "context 128"):
+        assert value in lines[start]
+    assert lines[start + 1].startswith("  loss     backward 3.250 (1.625), forward 2.750")
+    assert lines[start + 2] == "  licence  CC0-1.0"
+    assert lines[start + 3].startswith("  data ")
+    assert "Tales" in lines[start + 3]
 
 
 def test_info_of_one_model_by_name_or_path(
@@ -405,8 +430,8 @@ def test_info_of_a_model_without_a_card_and_of_no_models(
 ) -> None:
     save_model(model, models / "plain")
     assert command("info") == 0
-    [line] = [line for line in capsys.readouterr().out.split("\n") if line.startswith("plain")]
-    assert "not measured" in line
+    _, of_plain = capsys.readouterr().out.split("\nplain: ")
+    assert "  loss     not measured\n" in of_plain
     assert command("info", "plain") == 0
     assert "weights as float32" in capsys.readouterr().out
 

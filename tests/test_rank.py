@@ -14,10 +14,21 @@ from backgpt.chat import Template
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Text
+from backgpt.hints import Hints
 from backgpt.language import Language, Parts
 from backgpt.messages import Message
 from backgpt.order import Direction, IdArray, ModelIds, ReadingIds
-from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, goodness, parts_of
+from backgpt.rank import (
+    Method,
+    Ranked,
+    best_first,
+    best_of_texts,
+    best_places,
+    check_method,
+    goodness,
+    parts_of,
+)
+from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
 from tiny_models import config_of, tiny_model
 
@@ -238,6 +249,20 @@ def test_what_reached_its_edge_comes_before_what_was_cut(model: Model) -> None:
         found = best_of_texts([*cut, whole], method, writer=model, twin=model.turned())
         assert found is whole
         assert best_of_texts(cut, method, writer=model, twin=model.turned()) in cut
+
+
+def test_what_obeys_more_hints_comes_first(model: Model) -> None:
+    texts = [text_of(model, one, given=ENDING, place=n) for n, one in enumerate(BEGINNINGS)]
+    asked: dict[str, Any] = {"writer": model, "twin": model.turned(), "together": 64}
+    free = finished(best_places(texts, len(texts), "both", **asked))
+    for word, obeys in (("tim", 0), ("dog", 1), ("hot", 3)):
+        hints = Hints(words=(word,), length="short")
+        found = finished(best_places(texts, len(texts), "both", hints=hints, **asked))
+        assert found == [obeys, *(place for place in free if place != obeys)]
+        assert (
+            best_of_texts(texts, "both", writer=model, twin=model.turned(), hints=hints)
+            is texts[obeys]
+        )
 
 
 def test_what_fills_the_context_is_not_judged(tokenizer: Tokenizer) -> None:

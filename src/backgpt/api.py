@@ -92,9 +92,10 @@ class Model:
         ends where one of the texts `stop` is written, which are not part of it. The same `seed`
         gives the same texts; without one a new one is drawn and can be read from the result.
 
-        Each text is the best of `best_of` that are written, `rank_by` one direction or both (see
-        `rank`, the module); without it the one that runs the other way, which finds the right text
-        most often: a `twin`, or the model itself if it runs both ways; otherwise the model's own.
+        Each text is the best of `best_of` that are written: of those that obey most of what they
+        were told, `rank_by` one direction or both (see `rank`, the module); without it the one that
+        runs the other way, which finds the right text most often: a `twin`, or the model itself if
+        it runs both ways; otherwise the model's own.
         Raises UsageError if the model runs the other way, the given text does not fit, or texts
         cannot be ranked so, or need not be.
         """
@@ -122,7 +123,10 @@ class Model:
         if best_of == 1:
             return texts
         groups = (texts[first : first + best_of] for first in range(0, len(texts), best_of))
-        return [best_of_texts(group, method, writer=self, twin=other) for group in groups]
+        hints = Hints(opening if self.direction == "backward" else None, tuple(words), length)
+        return [
+            best_of_texts(group, method, writer=self, twin=other, hints=hints) for group in groups
+        ]
 
     def stream(
         self,
@@ -437,6 +441,11 @@ class Model:
 
         Raises as `write`, but for what does not fit.
         """
+        for name, text in (("ending", ending), ("opening", opening)):
+            if text is not None and not isinstance(text, str):
+                raise UsageError(f"{name} = {text!r}: give one text")
+        if isinstance(words, str):
+            raise UsageError(f"words = {words!r}: give a list of words, such as [{words!r}]")
         backward = self.direction == "backward"
         given, other = (ending, opening) if backward else (opening, ending)
         wanted, unwanted = ("ending", "opening") if backward else ("opening", "ending")

@@ -15,12 +15,14 @@ Unsupervised Feedback to LLMs").
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, get_args
 
 import numpy as np
 
 from backgpt.errors import UsageError
 from backgpt.generate import Text
+from backgpt.hints import Hints
 from backgpt.language import Parts
 from backgpt.order import ModelIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
@@ -28,6 +30,7 @@ from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
 Method = Literal["backward", "forward", "both"]
+NO_HINTS = Hints()
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,17 @@ def parts_of(tokenizer: Tokenizer, before: str, after: str) -> Parts:
 
 
 def best_of_texts(
-    texts: Sequence[Text], method: Method, *, writer: Runner, twin: Runner | None
+    texts: Sequence[Text],
+    method: Method,
+    *,
+    writer: Runner,
+    twin: Runner | None,
+    hints: Hints = NO_HINTS,
 ) -> Text:
     """Return the best of `texts` that `writer` wrote from one given text; see `best_places`."""
-    places = best_places(texts, 1, method, writer=writer, twin=twin, together=SCORED_TOGETHER)
+    places = best_places(
+        texts, 1, method, writer=writer, twin=twin, hints=hints, together=SCORED_TOGETHER
+    )
     return texts[finished(places)[0]]
 
 
@@ -101,12 +111,14 @@ def best_places(
     *,
     writer: Runner,
     twin: Runner | None,
+    hints: Hints = NO_HINTS,
     together: int,
 ) -> Slices[list[int]]:
     """Return which `n` of `texts`, that `writer` wrote from one given text, are best, best first.
 
-    One that reached its edge comes before one that was cut; what fills the context is not judged,
-    and comes last. Slices are of about `together` ids. Raises UsageError as `check_method`.
+    One that reached its edge comes before one that was cut, and of these one that obeys more of the
+    `hints`; what fills the context is not judged, and comes last. Slices are of about `together`
+    ids. Raises UsageError as `check_method`.
     """
     check_method(method, writer=writer, twin=twin)
     parts = [_parts_of_written(writer, text) for text in texts]
@@ -114,11 +126,15 @@ def best_places(
     # The marker that is written last is not read.
     room = min(context_size(one.engine, one.language) for one in runners) - 1
     fitting = [place for place, of_text in enumerate(parts) if sum(map(len, of_text)) <= room]
-    whole = [place for place in fitting if texts[place].finish_reason == "stop"]
-    cut = [place for place in fitting if texts[place].finish_reason != "stop"]
+
+    def class_of(place: int) -> tuple[bool, int]:
+        text = texts[place]
+        return text.finish_reason != "stop", -sum(hints.obeyed_by(text.text).values())
+
     best: list[int] = []
-    for places in (whole, cut):
-        if places and len(best) < n:
+    for _, equals in groupby(sorted(fitting, key=class_of), key=class_of):
+        places = list(equals)
+        if len(best) < n:
             judged = [parts[place] for place in places]
             scores = yield from _goodness(judged, method, writer, twin, together)
             best += [places[i] for i in np.argsort(-np.array(scores), kind="stable")]

@@ -19,7 +19,9 @@ class StopStrings:
     """
 
     def __init__(self, stop: Sequence[str], *, leftward: bool) -> None:
-        """Begin. Raises UsageError for an empty stop string."""
+        """Begin. Raises UsageError for an empty stop string, or a text in place of a list."""
+        if isinstance(stop, str):
+            raise UsageError(f"stop = {stop!r}: give a list of texts, such as [{stop!r}]")
         if not all(stop):
             raise UsageError("a text to stop at is empty: leave it out")
         self.stopped = False

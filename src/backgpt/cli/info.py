@@ -1,6 +1,8 @@
 """`backgpt info`: the models that come with the package, or all about one model."""
 
 import json
+import shutil
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from backgpt.builtin import ModelInfo
 
 BYTES_IN_MB = 1e6
+NAME_WIDTH = 9  # of what is said of a model in the list
 
 
 class _Loss(NamedTuple):
@@ -41,34 +44,36 @@ def info(
     elif model:
         _print_details(found[0])
     elif found:
-        _print_table(found)
+        _print_list(found)
     else:
         print("no built-in model is installed")
 
 
-def _print_table(models: "list[ModelInfo]") -> None:
-    rows = [("name", "parameters", "MB", "direction", "context", "loss", "licence", "data")]
+def _print_list(models: "list[ModelInfo]") -> None:
     for model in models:
+        way = "both ways" if model.direction == "both" else model.direction
+        print(
+            f"{model.name}: {model.n_parameters / 1e6:.1f}M parameters, "
+            f"{model.size_bytes / BYTES_IN_MB:.1f} MB, {way}, context {model.config.block_size:,}"
+        )
         card = model.card
         losses = ", ".join(f"{loss.what} {loss.figure}" for loss in _losses(model))
-        rows.append(
-            (
-                model.name,
-                f"{model.n_parameters / 1e6:.1f}M",
-                f"{model.size_bytes / BYTES_IN_MB:.1f}",
-                model.direction,
-                f"{model.config.block_size:,}",
-                losses or "not measured",
-                card.licence if card else "not said",
-                ", ".join(data.name for data in card.data) if card else "not said",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    print("\nloss: nats per token (bits per byte) on held-out texts")
+        _print_wrapped("loss", losses or "not measured")
+        _print_wrapped("licence", card.licence if card else "not said")
+        _print_wrapped("data", ", ".join(data.name for data in card.data) if card else "not said")
+    print("\nloss: nats per token (bits per byte) on held-out texts; more: backgpt info NAME")
+
+
+def _print_wrapped(name: str, value: str) -> None:
+    """Print an indented line, as several where it is wider than the terminal."""
+    width = max(shutil.get_terminal_size().columns, 2 * NAME_WIDTH)
+    lines = textwrap.wrap(
+        f"{name:<{NAME_WIDTH}}{value}",
+        width - 2,
+        subsequent_indent=" " * NAME_WIDTH,
+        break_on_hyphens=False,
+    )
+    print(textwrap.indent("\n".join(lines), "  "))
 
 
 def _print_details(model: "ModelInfo") -> None:

@@ -15,6 +15,7 @@ from backgpt.cli.written import (
     record_of_surrounded,
     record_of_text,
     record_of_verse,
+    tell_what_was_not_obeyed,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def sample(
     opening: Annotated[
         str | None,
         Option(
-            help="For a forward model the text to go on from. With --ending a bridge is written, "
+            help="The text to go on from, running forward. With --ending a bridge is written, "
             "from the one to the other; - reads it."
         ),
     ] = None,
@@ -122,7 +123,8 @@ def sample(
     """Write the text that leads to an ending, last word first.
 
     A backward model is given the ending (--ending, or --prompt as in the original), a forward
-    model the opening (--opening, or --prompt). With an opening and an ending a bridge is written
+    model the opening (--opening, or --prompt); one trained both ways runs forward from an opening
+    alone. With an opening and an ending a bridge is written
     from the one to the other, with --around what stands to both sides of a phrase, with
     --end-words or --rhyme verse. A model trained with hints can also be told which words should
     occur and how long the text should be.
@@ -167,8 +169,15 @@ def sample(
     loaded = open_model(model, direction=direction, **settings)
     other = _open_twin(loaded, twin, settings)
     asked = asked.read(loaded)
+    if kind == "text" and asked.ending is None and asked.opening is not None and direction is None:
+        loaded = _going_on(loaded)
     write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
     write(loaded, other, asked, sampling)
+
+
+def _going_on(model: "Model") -> "Model":
+    """Return the model running forward, if it can: it goes on from an opening, word for word."""
+    return model.turned() if model.direction == "backward" and model.language.told else model
 
 
 def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
@@ -202,6 +211,8 @@ def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Samplin
     hints = _hints(model, asked.opening, asked.wanted_words, asked.length)
     records = (record_of_text(model, text, hints, speed) for text in texts)
     print_texts(records, as_json=asked.as_json)
+    if not asked.as_json:
+        tell_what_was_not_obeyed(hints, texts)
 
 
 def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:

@@ -1,7 +1,9 @@
 """What `backgpt sample` prints: texts of any kind, plain or as JSON."""
 
 import json
-from collections.abc import Iterable
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +26,23 @@ def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
             print(json.dumps(record, ensure_ascii=False))
     else:
         print(SEPARATOR.join(record["text"] for record in records))
+
+
+def tell_what_was_not_obeyed(hints: "Hints", texts: "Sequence[Text]") -> None:
+    """Say on standard error which hints some texts do not obey."""
+    failed = Counter(
+        kind for text in texts for kind, obeyed in hints.obeyed_by(text.text).items() if not obeyed
+    )
+    if not failed:
+        return
+    kinds = ", ".join(
+        str(kind) if len(texts) == 1 else f"{kind} by {count} of {len(texts)}"
+        for kind, count in failed.items()
+    )
+    print(
+        f"backgpt: not obeyed: {kinds}; --best-of writes more and keeps what obeys most",
+        file=sys.stderr,
+    )
 
 
 def record_of_text(model: "Model", text: "Text", hints: "Hints", speed: float | None) -> Record:

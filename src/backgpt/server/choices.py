@@ -140,12 +140,14 @@ class Choices:
         choices: list[CompletionChoice] = []
         for first in range(0, len(drawings), self.n_written):
             group = drawings[first : first + self.n_written]
+            one = self.given[first // self.n_written]
             places = yield from best_places(
                 [drawing.result for drawing in group],
                 self.asked.count,
                 (twin or self.model).direction,
                 writer=self.model,
                 twin=twin,
+                hints=one.hints,
                 together=IDS_IN_A_SLICE,
             )
             for place in places:
