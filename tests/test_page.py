@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,13 +52,15 @@ pytestmark = [
 class Answer:
     """One answer of the stand-in: JSON, or, with `events`, a stream.
 
-    An event that is a `threading.Event` is waited for; None breaks the connection.
+    An event that is a `threading.Event` is waited for; None breaks the connection. `after` is
+    waited for before anything is sent.
     """
 
     body: Any = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     events: list[Any] | None = None
+    after: threading.Event | None = None
 
 
 class Scripted(ThreadingHTTPServer):
@@ -111,9 +113,12 @@ class Handler(BaseHTTPRequestHandler):
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def send(self, answer: Answer) -> None:
+        if answer.after:
+            answer.after.wait(GATE_SECONDS)
         if answer.events is None:
             data = json.dumps(answer.body).encode()
-            self.send_bytes(data, "application/json", answer.status, answer.headers)
+            with suppress(OSError):
+                self.send_bytes(data, "application/json", answer.status, answer.headers)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -152,15 +157,22 @@ def models(*, hints: bool = True, chat: bool = True, name: str = "tiny") -> Answ
     return Answer({"object": "list", "data": [{"id": name, "backgpt": abilities}]})
 
 
-def written(*pieces: str, finish: str = "stop", index: int = 0) -> list[Any]:
+def written(
+    *pieces: str,
+    finish: str = "stop",
+    index: int = 0,
+    obeyed: Mapping[str, bool | None] | None = None,
+) -> list[Any]:
     """Return the events of a story in the order in which it is written."""
-    chunks = [{"index": index, "text": piece, "finish_reason": None} for piece in pieces]
-    chunks.append({"index": index, "text": "", "finish_reason": finish})
-    return [{"choices": [chunk]} for chunk in chunks]
+    chunks: list[Any] = [{"index": index, "text": piece, "finish_reason": None} for piece in pieces]
+    last = {"index": index, "text": "", "finish_reason": finish, "backgpt": {"obeyed": obeyed}}
+    return [{"choices": [chunk]} for chunk in [*chunks, last]]
 
 
-def story(*pieces: str, finish: str = "stop") -> Answer:
-    return Answer(events=[*written(*pieces, finish=finish), "[DONE]"])
+def story(
+    *pieces: str, finish: str = "stop", obeyed: Mapping[str, bool | None] | None = None
+) -> Answer:
+    return Answer(events=[*written(*pieces, finish=finish, obeyed=obeyed), "[DONE]"])
 
 
 def said(*pieces: str, turn: int = 0, role: str = "user", index: int = 0) -> list[Any]:
@@ -402,10 +414,18 @@ def test_an_edited_ending_can_be_undone(server: Scripted, visit: Callable[[str],
     expect(page.locator("#ending")).to_have_value("typed and not yet written")
 
 
+def saved(page: Any, kind: str, folder: Path) -> str:
+    """Press a button to save and return what the file holds."""
+    with page.expect_download() as download:
+        page.click(f"#save-{kind}")
+    download.value.save_as(folder / kind)
+    return (folder / kind).read_text(encoding="utf-8")
+
+
 def test_settings_are_asked_of_the_server_and_saved(
     server: Scripted, visit: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    server.answers["/v1/completions"] = [story("A fox.")]
+    server.answers["/v1/completions"] = [story(", a fox.")]
     page = visit(server.address)
     choose(page, "length", "short")
     page.click("#more summary")
@@ -427,16 +447,10 @@ def test_settings_are_asked_of_the_server_and_saved(
         "stream": True,
         "stream_options": {"order": "prepend"},
     }
-    expect(page.locator("#status")).to_have_text("4 words · seed 7")
-    saved = {}
-    for kind in ("text", "json"):
-        with page.expect_download() as download:
-            page.click(f"#save-{kind}")
-        download.value.save_as(tmp_path / kind)
-        saved[kind] = (tmp_path / kind).read_text(encoding="utf-8")
-    assert saved["text"] == "A fox. The end."
-    record = json.loads(saved["json"])
-    assert record["text"] == "A fox. The end."
+    expect(page.locator("#status")).to_have_text("6 words · seed 7")
+    assert saved(page, "text", tmp_path) == "One day, a fox. The end."
+    record = json.loads(saved(page, "json", tmp_path))
+    assert record["text"] == "One day, a fox. The end."
     assert record["seed"] == 7
     assert record["steps"][0]["backgpt"] == {"words": ["cake", "rain"], "length": "short"}
 
@@ -714,7 +728,7 @@ def test_nothing_that_is_typed_or_answered_becomes_html(
     for name in ("opening", "words"):
         page.fill(f"#settings [name={name}]", XSS)
     write(page, XSS)
-    assert sheet_text(page) == XSS + XSS
+    assert sheet_text(page) == XSS * 3
     page.locator(WORDS).first.click()
     expect(page.locator("#menu .alternative")).to_have_text(XSS)
     page.fill("#menu-word", XSS)
@@ -976,6 +990,554 @@ def test_a_key_given_later_brings_the_models_and_a_refused_one_is_told(
     expect(page.locator("#settings [name=model]")).to_have_value("guarded")
 
 
+def fill_hidden(page: Any, field: str, value: str) -> None:
+    """Fill in a field that may be folded away, and leave it so."""
+    page.locator(field).evaluate("(field, value) => { field.value = value; }", value)
+
+
+def test_backchat_tells_of_a_field_that_is_folded_away_and_holds_no_number(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?"), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    page.locator("#say [value=rewind]").check(force=True)
+    for name, value, right, line in [
+        ("turns", "50", "", "Messages to write: give a whole number from 1 to 20, or nothing."),
+        ("temperature", "5", "0.77", "Temperature: give a number from 0 to 2, or nothing."),
+        ("seed", "12 000", "", "Seed: give a whole number from 0 up, or nothing."),
+        ("seed", "9" * 20, "7", f"Seed: give a whole number from 0 to {2**53 - 1}, or nothing."),
+    ]:
+        page.fill("#message", "Bye.")
+        page.locator("#say details").evaluate("(more) => { more.open = false; }")
+        fill_hidden(page, f"#say [name={name}]", value)
+        page.click("#chat-send")
+        expect(page.get_by_role("alert")).to_have_text(line)
+        expect(page.locator(f"#say [name={name}]")).to_be_focused()
+        assert server.requests == []
+        fill_hidden(page, f"#say [name={name}]", right)
+    page.click("#chat-send")
+    page.locator("#exchanges .lines", has_text="Who?").wait_for()
+    [body] = server.bodies("/v1/chat/completions")
+    assert body["temperature"] == 0.77
+    assert body["seed"] == 7
+    assert body["backgpt"] == {"mode": "rewind"}
+
+
+def test_what_backchat_does_not_need_does_not_hold_it_up(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?"), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    fill_hidden(page, "#say [name=turns]", "50")
+    fill_hidden(page, "#say [name=temperature]", "")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines")).to_have_text(["Who?", "A fox."])
+    [body] = server.bodies("/v1/chat/completions")
+    assert "temperature" not in body
+    assert body["backgpt"] == {"mode": "ask"}
+
+
+LINES = """() => [...document.querySelectorAll("#desk .sheet:not(#editor) .line")].map((line) => {
+  const { x, y, width } = (line.lastElementChild ?? line).getBoundingClientRect();
+  return [line.textContent, line.style.wordSpacing, line.className, x, y, width];
+})"""
+
+
+def test_a_text_shown_at_once_has_the_lines_of_one_that_was_written_word_by_word(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    words = [f"{'word' * (number % 5 + 1)}{number} " for number in range(400)]
+    words[50:100] = [*"abc", "  two  spaces ", "\n", "long" * 40, " שלום ", "עולם\n\n"] * 5
+    server.answers["/v1/completions"] = [story(*words)]
+    page = visit(server.address)
+    write(page, "the end.")
+    grown = page.evaluate(LINES)
+    assert len(grown) > 60
+    page.reload()
+    page.locator(WORDS).first.wait_for()
+    assert page.evaluate(LINES) == grown
+
+
+COUNT_STEPS = """async (count) => {
+  const { LeftwardText } = await import("/static/leftward.js");
+  const root = document.createElement("div");
+  document.body.append(root);
+  const shown = new LeftwardText(root);
+  let [placed, seen] = [0, 0];
+  for (const name of ["append", "prepend"]) {
+    const plain = Element.prototype[name];
+    Element.prototype[name] = function (...nodes) {
+      const words = nodes.filter((node) => node.className === "unit").length;
+      placed += words;
+      if (this.closest("[dir=auto]")) seen += words;
+      plain.apply(this, nodes);
+    };
+  }
+  shown.set("There was once a little fox. ".repeat(count / 6));
+  return { placed, seen, lines: root.querySelectorAll(".line").length };
+}"""
+
+
+def test_a_long_text_takes_steps_in_proportion_to_its_length(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    page = visit(server.address)
+    for count in (600, 2400):
+        steps = page.evaluate(COUNT_STEPS, count)
+        page.reload()
+        assert steps["lines"] > count / 40
+        assert steps["placed"] <= 2 * count + 1  # into the one line, and from there into its own
+        assert steps["seen"] == 0  # at each the browser would look for the text's direction
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_kept(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [Answer({}, 401), story("A fox.")]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    for key in ("ключ", "geheim é", "two words"):
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-refused")).to_be_visible()
+        assert page.evaluate("() => sessionStorage.getItem('backgpt.key')") is None
+    page.fill("#key", "right")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert sheet_text(page) == "A fox. The end."
+
+
+def test_a_problem_is_seen_wherever_the_page_is_scrolled_to(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [
+        story("A fox. " * 300),
+        Answer({"error": {"message": "ask for less"}}, 400),
+    ]
+    page = visit(server.address)
+    page.set_viewport_size({"width": 360, "height": 740})
+    write(page, " The end.")
+    page.evaluate("() => scrollTo(0, 800)")
+    page.click("#write")
+    line = page.get_by_role("alert")
+    expect(line).to_have_text("ask for less")
+    assert page.evaluate("() => scrollY") > 100  # the sheet holds less than before
+    expect(line).to_be_in_viewport(ratio=1)
+    page.click("#problem-close")
+    expect(line).to_be_hidden()
+    set_up(page, seed="abc")
+    page.evaluate("() => scrollTo(0, document.body.scrollHeight)")
+    page.click("#write")
+    expect(line).to_be_in_viewport(ratio=1)
+    seed = page.locator("#settings [name=seed]")
+    expect(seed).to_be_focused()
+    expect(seed).to_be_in_viewport(ratio=1)
+    box, field = page.locator("#problem").bounding_box(), seed.bounding_box()
+    assert box["y"] + box["height"] <= field["y"]
+
+
+def test_a_word_has_alternatives_whatever_stands_in_the_fields_for_numbers(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A red fox.")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    choose(page, "length", "short")
+    write(page, " The end.")
+    set_up(page, seed="12a", max_tokens="many")
+    page.locator(WORDS, has_text="red").click()
+    expect(page.locator("#menu li button")).to_have_count(3)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert server.bodies("/v1/alternatives") == [
+        {"model": "tiny", "suffix": " fox. The end.", "n": 10, "backgpt": {"length": "short"}}
+    ]
+
+
+def test_a_hint_that_was_not_heeded_is_told_of(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    missed = {"words": False, "length": False}
+    both = written("One.", index=0, obeyed={"words": True, "length": None})
+    both += written("Two.", index=1, obeyed={"words": False, "length": True})
+    server.answers["/v1/completions"] = [
+        story("A fox.", obeyed=missed),
+        story("Red ", finish="length", obeyed={"words": False, "length": None}),
+        story("Big ", obeyed={"words": True, "length": None}),
+        Answer(events=[*both, "[DONE]"]),
+    ]
+    page = visit(server.address)
+    choose(page, "length", "long")
+    set_up(page, words="cake", seed="7")
+    status = page.locator("#status")
+    write(page, " The end.")
+    expect(status).to_have_text("4 words · seed 7 · not heeded: words, length")
+    expect(page.locator("[aria-live=polite]")).to_have_text(re.compile("not heeded: words"))
+    write(page)
+    expect(status).to_have_text("3 words · seed 7 · not heeded so far: words")
+    page.click("#go-on")
+    settled(page)
+    expect(status).to_have_text("4 words · seed 7")
+    choose(page, "n", "2")
+    write(page)
+    feet = page.locator(f"{SHEETS} .foot span")
+    expect(feet).to_have_text(["3 words", "3 words · not heeded: words"])
+
+
+def test_what_is_chosen_and_every_mark_is_seen_where_the_reader_sets_all_colors(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    spans = [{"text": "A", "backward": -5.0, "forward": -1.25}]
+    found = {"index": 0, "spans": spans, "backward": total(8), "forward": total(4)}
+    server.answers["/v1/score"] = [Answer({"data": [found]})]
+    page = visit(server.address)
+    page.emulate_media(forced_colors="active")
+    views = page.get_by_role("navigation").get_by_role("link")
+    borders = "(element) => getComputedStyle(element).borderBottomStyle"
+    for elements in (page.locator("#settings [name=n] + span"), views):
+        assert [one.evaluate(borders) for one in elements.all()].count("solid") == 1
+    views.nth(2).click()
+    page.click("#read-both")
+    keys = page.locator(".legend .key")
+    assert keys.nth(0).screenshot() != keys.nth(1).screenshot()
+    word = page.locator("#surprise .word")
+    shown = word.screenshot()
+    word.evaluate("(word) => { word.style.background = 'none'; }")
+    assert word.screenshot() != shown
+
+
+def test_an_old_answer_does_not_replace_a_newer_one_both_ways(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    old, new = (
+        {"index": 0, "spans": [{"text": text, "backward": -5.0}], "backward": total(8)}
+        for text in ("Old.", "New.")
+    )
+    server.answers["/v1/score"] = [Answer({"data": [old]}, after=gate), Answer({"data": [new]})]
+    page = visit(server.address + "#/both-ways")
+    page.click("#read-both")
+    expect(page.locator("#both-status")).to_have_text("reading")
+    with page.expect_event("requestfailed"):  # it is given up
+        page.fill("#text-both", "New.")
+    expect(page.locator("#both-status")).to_be_empty()
+    page.click("#read-both")
+    expect(page.locator("#surprise")).to_have_text("New.")
+    gate.set()
+    page.click("#read-both")
+    expect(page.locator("#both-status")).to_be_empty()
+    expect(page.locator("#surprise")).to_have_text("New.")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_numbers_of_another_text_or_model_do_not_stay(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    both = [*models().body["data"], *models(name="other").body["data"]]
+    server.answers["/v1/models"] = [Answer({"object": "list", "data": both})]
+    found = {"index": 0, "spans": [{"text": "A.", "backward": -5.0}], "backward": total(8)}
+    server.answers["/v1/score"] = [Answer({"data": [found]})]
+    page = visit(server.address + "#/both-ways")
+    for change in (
+        partial(page.fill, "#text-both", "Another."),
+        partial(page.select_option, "#measure [name=model]", "other"),
+    ):
+        page.click("#read-both")
+        expect(page.locator("#measured")).to_be_visible()
+        change()
+        expect(page.locator("#measured")).to_be_hidden()
+
+
+def test_the_menu_closes_by_its_button_and_when_tab_leaves_it_but_not_at_a_press_on_it(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A red fox.")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    write(page, " The end.")
+    menu, word = page.locator("#menu"), page.locator(WORDS, has_text="red")
+    word.click()
+    menu.get_by_role("button", name="Close").click()
+    expect(menu).to_be_hidden()
+    expect(word).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(menu.locator("li button")).to_have_count(3)
+    page.locator("#menu-title").click()
+    page.locator("#menu-list-title").click()
+    expect(menu).to_be_visible()
+    page.get_by_role("button", name="Take it").focus()
+    page.keyboard.press("Tab")
+    expect(menu).to_be_hidden()
+
+
+def test_one_line_says_that_words_can_be_pressed_until_one_was(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    server.answers["/v1/completions"] = [
+        Answer(events=[*written("red fox."), gate, "[DONE]"]),
+        story("A "),
+    ]
+    server.answers["/v1/alternatives"] = [Answer({"data": []})]
+    page = visit(server.address)
+    tip = page.get_by_text("Press a word")
+    expect(tip).to_be_hidden()
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    page.locator(WORDS, has_text="red").wait_for()
+    expect(tip).to_be_hidden()
+    gate.set()
+    expect(tip).to_be_visible()
+    page.locator(WORDS, has_text="red").click()
+    page.click("#menu-rewrite")
+    settled(page)
+    expect(tip).to_be_hidden()
+    page.reload()
+    page.locator(WORDS).first.wait_for()
+    expect(tip).to_be_hidden()
+
+
+@pytest.mark.parametrize("context", ["", "It is so. " * 40])
+def test_a_long_conversation_goes_on_from_its_newest_messages(
+    server: Scripted, visit: Callable[[str], Any], context: str
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Why?"), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    fill_hidden(page, "#say [name=context]", context)
+    answers = [f"{number} is so. " + "It is so. " * 39 for number in range(4)]
+    for answer in answers:
+        page.fill("#message", answer)
+        page.click("#chat-send")
+        expect(page.locator("#message")).to_have_value("")
+    expect(page.locator("#exchanges .lines")).to_have_count(8)
+    [*_, before, last] = [
+        [message["content"] for message in body["messages"]]
+        for body in server.bodies("/v1/chat/completions")
+    ]
+    oldest, second, third, newest = (answer.strip() for answer in answers)
+    told = [newest, "Why?", third] if context else [newest, "Why?", third, "Why?", second]
+    assert last == told
+    assert before == [third, "Why?", second, *([] if context else ["Why?", oldest])]
+    status = page.locator("#chat-status")
+    expect(status).to_have_text(re.compile(f"it read the newest {len(told)} of 7 messages"))
+
+
+def test_a_conversation_that_is_refused_for_its_length_is_told_without_its_oldest_messages(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    line = "the given text is 635 ids long, the model reads at most 512: give a shorter one"
+    refused = Answer({"error": {"message": line}}, 400)
+    asked = Answer(events=[*said("Why?"), "[DONE]"])
+    server.answers["/v1/chat/completions"] = [asked, asked, refused, refused, asked, refused]
+    page = visit(server.address + "#/backchat")
+    for answer in ("One.", "Two.", "Three."):
+        page.fill("#message", answer)
+        page.click("#chat-send")
+        expect(page.locator("#message")).to_have_value("")
+    bodies = server.bodies("/v1/chat/completions")
+    assert [len(body["messages"]) for body in bodies] == [1, 3, 5, 3, 1]
+    status = page.locator("#chat-status")
+    expect(status).to_have_text(re.compile("it read the newest 1 of 5 messages"))
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.fill("#message", "Four.")
+    page.click("#chat-send")
+    expect(page.get_by_role("alert")).to_have_text(line)
+    expect(page.locator("#message")).to_have_value("Four.")
+    told = ["Why?", "Three.", "Why?", "Two.", "Why?", "One."]
+    expect(page.locator("#exchanges .lines")).to_have_text(told)
+    page.click("#new-chat")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_keys_undo_and_redo_wherever_nothing_is_typed_and_the_focus_is_not_lost(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A fox."), story("A dog.")]
+    page = visit(server.address)
+    write(page, " The end.")
+    write(page)
+    for place in ("#settings [name=n]:checked", "#settings [name=temperature]", "#write"):
+        page.locator(place).focus()
+        page.keyboard.press("Control+z")
+        assert sheet_text(page) == "A fox. The end."
+        expect(page.locator(place)).to_be_focused()
+        page.keyboard.press("Control+y")
+        assert sheet_text(page) == "A dog. The end."
+    page.locator(WORDS).first.focus()
+    page.keyboard.press("Control+z")
+    assert sheet_text(page) == "A fox. The end."
+    expect(page.locator("#write")).to_be_focused()
+    set_up(page, seed="7")
+    page.keyboard.press("Control+z")
+    assert sheet_text(page) == "A fox. The end."
+
+
+def test_steps_can_be_undone_and_redone_after_a_reload(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A fox."), story("A dog."), story("A cat.")]
+    page = visit(server.address)
+    for ending in (" The end.", None, None):
+        write(page, ending)
+    page.click("#undo")
+    page.reload()
+    page.locator(WORDS).first.wait_for()
+    texts = [sheet_text(page)]
+    for way in ("undo", "redo", "redo"):
+        page.click(f"#{way}")
+        texts.append(sheet_text(page))
+    assert texts == [f"A {animal}. The end." for animal in ("dog", "fox", "dog", "cat")]
+    expect(page.locator("#redo")).to_be_disabled()
+
+
+def test_of_the_steps_that_are_kept_the_nearest_are_chosen(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    kept = visit(server.address).evaluate(
+        """async () => {
+          const { History } = await import("/static/history.js");
+          const long = "x".repeat(50);
+          const [past, future] = [[long, "a", "b"], [long, "d"]];
+          const history = new History({ past, current: "c", future });
+          return [history.nearest(1000), history.nearest(60), history.nearest(1)];
+        }"""
+    )
+    long = "x" * 50
+    assert kept == [
+        {"past": [long, "a", "b"], "current": "c", "future": [long, "d"]},
+        {"past": ["a", "b"], "current": "c", "future": []},
+        {"past": [], "current": "c", "future": []},
+    ]
+
+
+def test_a_long_text_without_white_space_is_given_by_its_first_characters(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A fox. ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": []})]
+    page = visit(server.address)
+    ending = "彼らは幸せに暮らしました。" * 60
+    write(page, ending)
+    [body] = server.bodies("/v1/completions")
+    assert ending.startswith(body["suffix"])
+    assert 200 < len(body["suffix"].encode()) <= 512 * 0.6
+    assert body["backgpt"] == {"continues": True}
+    assert sheet_text(page) == "A fox. " + ending
+
+
+def test_the_open_view_can_be_printed(server: Scripted, visit: Callable[[str], Any]) -> None:
+    found = {"index": 0, "spans": [{"text": "A.", "backward": -5.0}], "backward": total(8)}
+    server.answers["/v1/score"] = [Answer({"data": [found]})]
+    server.answers["/v1/completions"] = [story("A fox.")]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?"), "[DONE]"])]
+    page = visit(server.address)
+    write(page, " The end.")
+
+    def printed() -> str:
+        page.emulate_media(media="print")
+        text: str = page.locator("body").inner_text()
+        page.emulate_media(media="screen")
+        return " ".join(text.split())
+
+    assert printed() == "A fox. The end."
+    page.get_by_role("link", name="BackChat").click()
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    page.locator("#exchanges .lines", has_text="Who?").wait_for()
+    assert printed() == "it asks Who? you A fox."
+    page.get_by_role("link", name="Both ways").click()
+    page.fill("#text-both", "A.")
+    page.click("#read-both")
+    expect(page.locator("#measured")).to_be_visible()
+    text = printed()
+    assert "A. nats per token bits per byte" in text
+    assert "more surprised" in text
+    assert "Read it both ways" not in text
+
+
+def test_the_line_that_a_candidate_must_be_kept_goes_when_one_was(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    both = [*said("Who?", index=0), *said("What?", index=1)]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*both, "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    fill_hidden(page, "#say [name=n]", "2")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.get_by_role("button", name="Keep this one")).to_have_count(2)
+    page.fill("#message", "So.")
+    page.click("#chat-send")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("Keep one of the candidates"))
+    page.get_by_role("button", name="Keep this one").first.click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_broken_chat_names_the_button_that_is_there(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=[None]),
+        Answer(events=[*said("are you?"), gate, None]),
+    ]
+    page = visit(server.address + "#/backchat")
+    alert, again = page.get_by_role("alert"), page.get_by_role("button", name="Write it again")
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(alert).to_have_text("The connection broke before anything came: try again.")
+    expect(again).to_be_hidden()
+    page.click("#chat-send")
+    page.locator("#exchanges .lines", has_text="are you?").wait_for()
+    gate.set()
+    expect(alert).to_have_text("The connection broke. What came stays; write it again.")
+    expect(again).to_be_visible()
+    expect(page.locator("#exchanges .lines")).to_have_text(["are you?", "A fox."])
+
+
+def test_the_record_of_a_story_tells_of_changes_by_hand(
+    server: Scripted, visit: Callable[[str], Any], tmp_path: Path
+) -> None:
+    server.answers["/v1/completions"] = [
+        story("A red fox.", obeyed={"length": False, "words": None})
+    ]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    choose(page, "length", "short")
+    set_up(page, seed="7")
+    write(page, " The end.")
+    page.click("#edit")
+    page.fill("#ending", " No end.")
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("5 words · seed 7 · changed by hand")
+    page.locator(WORDS, has_text="red").click()
+    page.get_by_role("button", name="the text begins here").click()
+    record = json.loads(saved(page, "json", tmp_path))
+    assert record["text"] == "fox. No end."
+    assert record["seed"] == 7
+    asked, *changes = record["steps"]
+    assert asked["suffix"] == " The end."
+    assert changes == [
+        {"by_hand": "the ending was edited", "text": "A red fox. No end."},
+        {"by_hand": "what stood before was taken away", "text": "fox. No end."},
+    ]
+
+
+def test_the_ring_of_a_field_does_not_go_through_its_label(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    page = visit(server.address)
+    set_up(page, seed="7")
+    seed = page.locator("#settings [name=seed]")
+    label, field = seed.locator("xpath=../span").bounding_box(), seed.bounding_box()
+    offset, width = seed.evaluate(
+        "(field) => { const { outlineOffset, outlineWidth } = getComputedStyle(field);"
+        " return [outlineOffset, outlineWidth].map(parseFloat); }"
+    )
+    letters_end = label["y"] + label["height"] * 0.85  # the line is half as high again as they
+    assert field["y"] - offset - width >= letters_end
+
+
 @pytest.fixture(scope="module")
 def model() -> backgpt.Model:
     return backgpt.load("stories", threads=1)
@@ -1073,6 +1635,21 @@ def test_the_page_asks_what_the_model_asks(
     [question] = model.ask(answer, seed=5)
     lines = page.locator("#exchanges .lines")
     assert lines.all_text_contents() == [question.text, answer]
+
+
+def test_a_conversation_goes_on_when_the_server_says_that_it_is_too_long(
+    real_address: str, visit: Callable[[str], Any]
+) -> None:
+    page = visit(real_address + "#/backchat")
+    fill_hidden(page, "#say [name=seed]", "5")
+    answer = "dGhpcyBpcyBhIHRlc3Qgc3RyaW5n" * 15  # of many more ids than words have
+    for _ in range(2):
+        page.fill("#message", answer)
+        page.click("#chat-send")
+        expect(page.locator("#message")).to_have_value("")
+    status = page.locator("#chat-status")
+    expect(status).to_have_text("seed 5 · it read the newest 1 of 3 messages")
+    expect(page.locator("#exchanges .said")).to_have_count(2)
 
 
 def test_no_file_of_the_page_sets_html_or_is_long() -> None:

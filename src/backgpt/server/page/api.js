@@ -2,6 +2,14 @@
 
 const KEY = "backgpt.key";
 
+/**
+ * Return whether a text can be sent as an API key: a header takes no other characters.
+ * @param {string} text
+ */
+export function canBeKey(text) {
+  return /^[\x21-\x7e]+$/.test(text);
+}
+
 /** What went wrong, in one line that says what to do. */
 export class ApiError extends Error {
   /**
@@ -54,22 +62,26 @@ export async function request(path, body, signal) {
  * @param {string} path
  * @param {object} body
  * @param {AbortSignal} signal
+ * @param {string} whenBroken what to do when the connection breaks after something came
  * @returns {AsyncGenerator<any>}
  */
-export async function* stream(path, body, signal) {
+export async function* stream(path, body, signal, whenBroken) {
   const response = await send(path, { ...body, stream: true }, signal);
+  let came = false;
   try {
     for await (const data of events(response)) {
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
       if (event.error) throw new ApiError(`${event.error.message}`, response.status);
+      came = true;
       yield event;
     }
   } catch (error) {
     if (error instanceof ApiError || signal.aborted) throw error;
   }
   wasAway = true;
-  throw new ApiError("The connection broke. What came stays; go on from it, or write again.");
+  const now = came ? `. What came stays; ${whenBroken}.` : " before anything came: try again.";
+  throw new ApiError(`The connection broke${now}`);
 }
 
 /**

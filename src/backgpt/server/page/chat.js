@@ -1,10 +1,10 @@
 /** BackChat: you answer, it asks; or a whole conversation rewound; or a reply. */
 
 import { ApiError, stream } from "./api.js";
+import { ChatSettings } from "./chat_settings.js";
 import { ChatView } from "./chat_view.js";
 import { announce, byId, prefersStillness, showProblem } from "./dom.js";
 import { keep } from "./draft.js";
-import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
 import { Pace } from "./pace.js";
 
 /**
@@ -21,10 +21,12 @@ import { Pace } from "./pace.js";
  */
 
 const PIECES_PER_SECOND = 22;
+const TOO_LONG = /reads at most/; // in what the server says of a text that does not fit
 
 export class Chat {
   constructor() {
-    this.form = /** @type {HTMLFormElement} */ (byId("say"));
+    const form = /** @type {HTMLFormElement} */ (byId("say"));
+    this.settings = new ChatSettings(form);
     this.view = new ChatView({
       keep: (option) => this.keep(option),
       again: () => this.again(),
@@ -39,12 +41,12 @@ export class Chat {
     this.ended = kept?.ended ?? [];
     /** @type {AbortController | null} */
     this.writing = null;
-    this.form.addEventListener("submit", (event) => {
+    form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.say();
     });
-    this.form.addEventListener("change", () => this.view.showMode(this.mode));
-    this.form.addEventListener("keydown", (event) => {
+    form.addEventListener("change", () => this.view.showMode(this.mode));
+    form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.say();
     });
     byId("chat-stop").addEventListener("click", () => this.writing?.abort());
@@ -56,26 +58,17 @@ export class Chat {
 
   /** @param {import("./models.js").Model[]} models */
   offer(models) {
-    const able = models.filter((model) => abilities(model).chat);
-    offerModels(this.field("model"), able);
-    this.view.showWhetherAble(able.length > 0);
+    this.view.showWhetherAble(this.settings.offer(models));
   }
 
   /** @returns {Mode} */
   get mode() {
-    return this.field("mode").value;
-  }
-
-  /**
-   * @param {string} name
-   * @returns {any} a field, or the radio buttons of that name
-   */
-  field(name) {
-    return this.form.elements.namedItem(name);
+    return this.settings.field("mode").value;
   }
 
   /** Begin a new conversation; the last one can be brought back until something is said. */
   begin() {
+    showProblem("");
     this.ended = this.exchanges;
     this.exchanges = [];
     this.render();
@@ -84,6 +77,7 @@ export class Chat {
   }
 
   bringBack() {
+    showProblem("");
     this.exchanges = this.ended;
     this.ended = [];
     this.render();
@@ -97,7 +91,7 @@ export class Chat {
 
   /** Say what stands in the field. */
   say() {
-    const content = this.field("message").value.trim();
+    const content = this.settings.field("message").value.trim();
     if (this.writing) return;
     if (!content) {
       showProblem("Say something first.");
@@ -110,7 +104,7 @@ export class Chat {
       showProblem("Keep one of the candidates first: the conversation goes on from it.");
       return;
     }
-    const context = this.field("context").value.trim();
+    const context = this.settings.field("context").value.trim();
     const goesOn = mode === "ask" && newest?.mode === "ask" && newest.context === context;
     const rest = goesOn ? [...newest.options[0], newest.said, ...newest.rest] : [];
     const role = mode === "reply" ? "user" : "assistant";
@@ -129,6 +123,7 @@ export class Chat {
    */
   keep(option) {
     if (this.writing) return;
+    showProblem("");
     const [newest, ...older] = this.exchanges;
     this.exchanges = [{ ...newest, options: [newest.options[option]] }, ...older];
     this.render();
@@ -143,11 +138,11 @@ export class Chat {
     showProblem("");
     const exchange = {
       ...asked,
-      options: Array.from({ length: Number(this.field("n").value) }, () => []),
+      options: Array.from({ length: Number(this.settings.field("n").value) }, () => []),
     };
     let body;
     try {
-      body = this.request(exchange);
+      body = this.settings.request(exchange);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(error.message);
@@ -159,10 +154,10 @@ export class Chat {
     const { signal } = this.writing;
     let problem = "This page failed on what the server sent: try again.";
     try {
-      problem = await this.follow(body, exchange, signal);
+      problem = await this.ask(body, exchange, signal);
     } finally {
       this.writing = null;
-      this.endWriting(exchange, older, body.seed);
+      this.endWriting(exchange, older, body);
       const nothing = "No message came to its beginning: try again, or say something else.";
       showProblem(problem || (exchange.options.length || signal.aborted ? "" : nothing));
     }
@@ -172,34 +167,38 @@ export class Chat {
    * Take over what came.
    * @param {Exchange} exchange
    * @param {Exchange[]} older
-   * @param {number} seed
+   * @param {{seed: number, messages: Message[]}} asked
    */
-  endWriting(exchange, older, seed) {
+  endWriting(exchange, older, { seed, messages }) {
     exchange.options = exchange.options.filter((messages) => messages.length);
     const came = exchange.options.length > 0;
     if (came) {
       this.exchanges = [exchange, ...older];
       this.ended = [];
-      if (this.field("message").value.trim() === exchange.said.content)
-        this.field("message").value = "";
+      const field = this.settings.field("message");
+      if (field.value.trim() === exchange.said.content) field.value = "";
     }
     this.render();
-    this.view.endWriting(came ? `seed ${seed}` : "");
-    announce(came ? "done" : "");
+    const all = 1 + exchange.rest.length;
+    const read =
+      messages.length < all ? ` · it read the newest ${messages.length} of ${all} messages` : "";
+    this.view.endWriting(came ? `seed ${seed}${read}` : "");
+    announce(came ? `done${read}` : "");
   }
 
-  /** @param {Exchange} exchange */
-  request({ mode, said, rest, context, options }) {
-    const turns = wholeNumber(this.field("turns"), "Messages to write", 1) ?? 3;
-    return {
-      model: this.field("model").value,
-      messages: [said, ...rest],
-      n: options.length,
-      temperature: Number(this.field("temperature").value),
-      seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),
-      stream_options: { order: "prepend" },
-      backgpt: { mode, ...(mode === "rewind" && { turns }), ...(context && { context }) },
-    };
+  /**
+   * Ask for an exchange's options; as long as that is too much for the model, without the oldest
+   * answer and its question. Return what went wrong.
+   * @param {ReturnType<ChatSettings["request"]>} body
+   * @param {Exchange} exchange
+   * @param {AbortSignal} signal
+   */
+  async ask(body, exchange, signal) {
+    for (;;) {
+      const problem = await this.follow(body, exchange, signal);
+      if (body.messages.length === 1 || !TOO_LONG.test(problem)) return problem;
+      body.messages = body.messages.slice(0, -2);
+    }
   }
 
   /**
@@ -227,7 +226,8 @@ export class Chat {
     /** @type {Map<number, Message[]>} what an option is in the end, where the server says so */
     const finals = new Map();
     try {
-      for await (const { choices } of stream("v1/chat/completions", body, signal)) {
+      const answer = stream("v1/chat/completions", body, signal, "write it again");
+      for await (const { choices } of answer) {
         for (const { index, delta, finish_reason, backgpt } of choices ?? []) {
           const text = delta?.content ?? "";
           const { turn = 0, role = "user", messages } = backgpt ?? {};

@@ -51,9 +51,13 @@ export function announce(text) {
  * @param {string} text
  */
 export function showProblem(text) {
-  const line = byId("problem");
-  line.textContent = text;
-  line.hidden = !text;
+  byId("problem-line").textContent = text;
+  byId("problem").hidden = !text;
+}
+
+/** The line about what went wrong that is shown; empty if there is none. */
+export function shownProblem() {
+  return byId("problem-line").textContent;
 }
 
 /** Return whether the reader asked for less movement. */

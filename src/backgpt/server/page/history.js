@@ -2,15 +2,18 @@
 
 const MOST = 200;
 
+/**
+ * @template State
+ * @typedef {{past: State[], current: State, future: State[]}} Kept
+ */
+
 /** @template State */
 export class History {
-  /** @param {State} first */
-  constructor(first) {
-    /** @type {State[]} */
-    this.past = [];
-    this.current = first;
-    /** @type {State[]} */
-    this.future = [];
+  /** @param {Kept<State>} kept */
+  constructor({ past, current, future }) {
+    this.past = past;
+    this.current = current;
+    this.future = future;
   }
 
   /**
@@ -30,6 +33,25 @@ export class History {
     this.future.push(this.current);
     this.current = before;
     return true;
+  }
+
+  /**
+   * Return what is kept of it in about so many characters of JSON: the current state, and of the
+   * others those that are nearest.
+   * @param {number} characters
+   * @returns {Kept<State>}
+   */
+  nearest(characters) {
+    let room = characters - JSON.stringify(this.current).length;
+    const near = (/** @type {State[]} */ states) => {
+      let from = states.length;
+      for (; from > 0; from -= 1) {
+        room -= JSON.stringify(states[from - 1]).length;
+        if (room < 0) break;
+      }
+      return states.slice(from);
+    };
+    return { past: near(this.past), current: this.current, future: near(this.future) };
   }
 
   /** Return whether there was an undone state, and go there. */

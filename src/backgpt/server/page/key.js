@@ -1,5 +1,6 @@
 /** The form that asks for the API key. */
 
+import { canBeKey } from "./api.js";
 import { byId } from "./dom.js";
 
 /** @type {Promise<string | null> | null} */
@@ -41,7 +42,10 @@ function answer(refused) {
       "submit",
       (event) => {
         event.preventDefault();
-        if (field.value.trim()) end(field.value.trim());
+        const key = field.value.trim();
+        if (canBeKey(key)) return end(key);
+        byId("key-refused").hidden = !key;
+        field.select();
       },
       { signal },
     );

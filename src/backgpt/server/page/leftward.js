@@ -36,6 +36,7 @@ export class LeftwardText {
     this.paragraphs = [];
     this.changed = changed;
     this.width = 0;
+    this.ruler = ruler(root);
     new ResizeObserver(() => {
       if (Math.abs(root.clientWidth - this.width) >= 1) this.set(this.text, this.given);
     }).observe(root);
@@ -87,6 +88,7 @@ export class LeftwardText {
     if (!piece) return;
     const [first] = this.paragraphs[0].lines[0].words;
     let fromEnd = first ? first.fromEnd - first.word.length : this.text.length;
+    this.ruler = ruler(this.root);
     const parts = (piece + (first ? first.gap + first.word : "")).split("\n");
     this.text = piece + this.text;
     fromEnd = this.fill(parts.pop() ?? "", fromEnd, fresh, first);
@@ -129,41 +131,59 @@ export class LeftwardText {
       fromEnd += gap.length;
     }
     this.breakTopLine();
+    // Only now, because from here on the browser looks through all of it at each change.
+    this.paragraphs[0].element.dir ||= "auto";
     return fromEnd;
   }
 
   openParagraph() {
     this.paragraphs[0]?.element.prepend(make("span", { class: "break" }, "\n"));
     const line = { element: make("div", { class: "line" }), words: [] };
-    const paragraph = make("div", { class: "paragraph", dir: "auto" }, line.element);
+    const paragraph = make("div", { class: "paragraph" }, line.element);
     this.root.prepend(paragraph);
     this.paragraphs.unshift({ element: paragraph, lines: [line] });
   }
 
-  /** Move the words that no longer fit the topmost line to new lines above it. */
+  /**
+   * Move the words that no longer fit the topmost line to new lines above it, each of them once,
+   * so that a long text takes no longer than its length.
+   */
   breakTopLine() {
-    const paragraph = this.paragraphs[0];
-    const measure = ruler(this.root);
-    for (;;) {
-      const line = paragraph.lines[0];
-      let width = 0;
-      let from = line.words.length;
-      while (from > 0) {
-        const next = line.words[from - 1];
-        const space = from < line.words.length ? measure(line.words[from].gap) : 0;
-        const wider = width + space + measure(next.word);
-        if (this.width && wider > this.width && from < line.words.length) break;
-        width = wider;
-        from -= 1;
-      }
+    const { lines } = this.paragraphs[0];
+    let [line] = lines;
+    const { words } = line;
+    for (let end = words.length; ;) {
+      const { from, width } = this.lastLine(words, end);
+      line.words = words.slice(from, end);
       line.element.classList.toggle("long", this.width > 0 && width > this.width);
+      if (end < words.length) line.element.append(...line.words.map(({ element }) => element));
       if (from === 0) return;
-      const above = { element: make("div", { class: "line" }), words: line.words.splice(0, from) };
-      above.element.append(...above.words.map(({ element }) => element));
-      line.element.before(above.element);
-      paragraph.lines.unshift(above);
       this.fillOut(line, this.width - width);
+      const above = { element: make("div", { class: "line" }), words: [] };
+      line.element.before(above.element);
+      lines.unshift(above);
+      line = above;
+      end = from;
     }
+  }
+
+  /**
+   * Return where the last line of the words before `end` begins, and how wide it is.
+   * @param {Placed[]} words
+   * @param {number} end
+   */
+  lastLine(words, end) {
+    const { measure } = this.ruler;
+    let width = 0;
+    let from = end;
+    while (from > 0) {
+      const space = from < end ? measure(words[from].gap) : 0;
+      const wider = width + space + measure(words[from - 1].word);
+      if (this.width && wider > this.width && from < end) break;
+      width = wider;
+      from -= 1;
+    }
+    return { from, width };
   }
 
   /**
@@ -173,9 +193,8 @@ export class LeftwardText {
    */
   fillOut(line, spare) {
     const spaces = line.words.slice(1).reduce((sum, { gap }) => sum + gap.length, 0);
-    const size = Number.parseFloat(getComputedStyle(this.root).fontSize);
-    if (spaces)
-      line.element.style.wordSpacing = `${Math.min(spare / spaces, WIDEST_SPACE * size)}px`;
+    const most = WIDEST_SPACE * this.ruler.size;
+    if (spaces) line.element.style.wordSpacing = `${Math.min(spare / spaces, most)}px`;
   }
 }
 
@@ -191,13 +210,13 @@ const canvas = document.createElement("canvas").getContext("2d");
 const widths = new Map();
 
 /**
- * Return a function that measures text in the font of an element, in pixels.
+ * Return the size of an element's font and a function that measures text in it, in pixels.
  * @param {HTMLElement} element
  */
 function ruler(element) {
   const { fontStyle, fontWeight, fontSize, fontFamily } = getComputedStyle(element);
   const font = `${fontStyle} ${fontWeight} ${fontSize} ${fontFamily}`;
-  return (/** @type {string} */ text) => {
+  const measure = (/** @type {string} */ text) => {
     const known = widths.get(font + text);
     if (known !== undefined || !canvas) return known ?? 0;
     canvas.font = font;
@@ -205,4 +224,5 @@ function ruler(element) {
     widths.set(font + text, width);
     return width;
   };
+  return { measure, size: Number.parseFloat(fontSize) };
 }

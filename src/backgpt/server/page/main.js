@@ -2,7 +2,7 @@
 
 import { ApiError, onKeyWanted, onServerBack, request } from "./api.js";
 import { Chat } from "./chat.js";
-import { byId, showProblem } from "./dom.js";
+import { byId, showProblem, shownProblem } from "./dom.js";
 import { keepFields } from "./draft.js";
 import { askForKey } from "./key.js";
 import { StoryDesk } from "./story.js";
@@ -39,11 +39,11 @@ async function offerModels(shown = "") {
   try {
     const { data } = await request("v1/models");
     for (const view of views) view.offer(data);
-    if (shown && byId("problem").textContent === shown) showProblem("");
+    if (shown && shownProblem() === shown) showProblem("");
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     const { message, status } = error;
-    const stands = !shown || byId("problem").textContent === shown;
+    const stands = !shown || shownProblem() === shown;
     if (stands && message !== shown) showProblem(message);
     if (status !== 401) setTimeout(offerModels, RETRY_MS, message);
   } finally {
@@ -61,6 +61,7 @@ addEventListener("hashchange", () => {
   showProblem("");
   showView()?.focus();
 });
+byId("problem-close").addEventListener("click", () => showProblem(""));
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();
   const first = document.querySelector(

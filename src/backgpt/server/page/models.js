@@ -34,25 +34,3 @@ export function offerModels(field, models) {
   field.replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
   if (first) field.value = first.id;
 }
-
-/** Draw a seed, 32 bits. */
-export function drawSeed() {
-  return crypto.getRandomValues(new Uint32Array(1))[0];
-}
-
-/**
- * Read a field that holds a whole number, or nothing. Raises RangeError with what to do.
- * @param {HTMLInputElement} field
- * @param {string} name
- * @param {number} least
- * @returns {number | undefined}
- */
-export function wholeNumber(field, name, least) {
-  const text = field.value.trim();
-  if (!text) return undefined;
-  const value = Number(text);
-  if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= least) return value;
-  field.closest("details")?.setAttribute("open", "");
-  field.focus();
-  throw new RangeError(`${name}: give a whole number from ${least} up, or nothing.`);
-}

@@ -1,6 +1,23 @@
-/** Taking a text along: a file, or the clipboard. */
+/** Taking a story along: a file, the clipboard, or on paper. */
 
-import { announce, make, showProblem } from "./dom.js";
+import { announce, byId, make, showProblem } from "./dom.js";
+import { recordOf, seedOf, textOf } from "./record.js";
+
+/**
+ * Make the buttons ready that take a story along, its first draft.
+ * @param {() => import("./record.js").Story} story
+ */
+export function prepareOutputs(story) {
+  const on = (/** @type {string} */ id, /** @type {() => void} */ action) =>
+    byId(id).addEventListener("click", action);
+  const text = () => textOf(story(), story().drafts[0]);
+  const record = () => `${JSON.stringify(recordOf(story()), null, 2)}\n`;
+  on("copy-seed", () => copy(`${seedOf(story().drafts[0])}`, "seed"));
+  on("copy-text", () => copy(text(), "text"));
+  on("save-text", () => saveFile("story.txt", text(), "text/plain;charset=utf-8"));
+  on("save-json", () => saveFile("story.json", record(), "application/json"));
+  on("print", () => print());
+}
 
 /**
  * Save text as a file.
@@ -8,7 +25,7 @@ import { announce, make, showProblem } from "./dom.js";
  * @param {string} text
  * @param {string} type
  */
-export function saveFile(name, text, type) {
+function saveFile(name, text, type) {
   const address = URL.createObjectURL(new Blob([text], { type }));
   const link = /** @type {HTMLAnchorElement} */ (make("a", { href: address, download: name }));
   link.click();
@@ -20,7 +37,7 @@ export function saveFile(name, text, type) {
  * @param {string} text
  * @param {string} what is said when it is done
  */
-export async function copy(text, what) {
+async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
     announce(`${what} copied`);

@@ -1,10 +1,14 @@
 /** The settings of the story: from the fields to a request. */
 
 import { prefersStillness } from "./dom.js";
-import { abilities, drawSeed, offerModels, wholeNumber } from "./models.js";
+import { abilities, offerModels } from "./models.js";
+import { drawSeed, wholeNumber } from "./numbers.js";
 import { firstWords } from "./text.js";
 
-const SHARE_TO_GO_ON_FROM = 0.3; // words that are given, for each token of the model's context
+/** What is given of a text, for each token of the model's context: the rest is room to write. */
+const SHARE_TO_GO_ON_FROM = { words: 0.3, ids: 0.6 };
+
+const WORDS_TO_CHOOSE_FROM = 10;
 
 export const UNHEEDED =
   "So much text follows that the model reads its first words only: then it cannot heed " +
@@ -58,31 +62,45 @@ export class Settings {
    * @returns {{body: Completion, unheeded: boolean}}
    */
   before(rest) {
-    const most = Math.floor(this.abilities.block_size * SHARE_TO_GO_ON_FROM);
-    const suffix = firstWords(rest, most);
-    const continues = suffix !== rest;
-    const unheeded = continues && Object.keys(this.hints).length > 0;
-    return { body: this.request(suffix, continues), unheeded };
-  }
-
-  /**
-   * @param {string} suffix
-   * @param {boolean} continues whether some text follows
-   * @returns {Completion}
-   */
-  request(suffix, continues) {
-    const { opening, ...hints } = this.hints;
-    const special = continues ? { continues } : hints;
-    return {
-      ...(this.field("model").value && { model: this.field("model").value }),
-      suffix,
+    const { given, continues } = this.given(rest);
+    const { opening } = this.hints;
+    const body = {
+      ...given,
       ...(opening && !continues && { prompt: opening }),
       n: Number(this.field("n").value),
       temperature: Number(this.field("temperature").value),
       seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),
       ...this.room,
+    };
+    return { body, unheeded: continues && Object.keys(this.hints).length > 0 };
+  }
+
+  /**
+   * Return a request for the words that may stand directly before the rest of a text.
+   * @param {string} rest
+   */
+  wordsBefore(rest) {
+    return { ...this.given(rest).given, n: WORDS_TO_CHOOSE_FROM };
+  }
+
+  /**
+   * Return what is told of the rest of a text, and whether more follows.
+   * @param {string} rest
+   */
+  given(rest) {
+    const { block_size } = this.abilities;
+    const { words, ids } = SHARE_TO_GO_ON_FROM;
+    const most = { words: Math.floor(block_size * words), ids: block_size * ids };
+    const suffix = firstWords(rest, most);
+    const continues = suffix !== rest;
+    const { opening, ...hints } = this.hints;
+    const special = continues ? { continues } : hints;
+    const given = {
+      ...(this.field("model").value && { model: this.field("model").value }),
+      suffix,
       ...(Object.keys(special).length && { backgpt: special }),
     };
+    return { given, continues };
   }
 
   /**

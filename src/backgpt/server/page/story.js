@@ -4,17 +4,21 @@ import { request } from "./api.js";
 import { announce, byId, showProblem } from "./dom.js";
 import { keep } from "./draft.js";
 import { History } from "./history.js";
-import { copy, saveFile } from "./save.js";
+import { changedByHand, statusOf, textOf, unheededBy } from "./record.js";
+import { prepareOutputs } from "./save.js";
 import { Settings, UNHEEDED } from "./settings.js";
 import { StoryView } from "./story_view.js";
 import { fromFirstWord, wordCount } from "./text.js";
 import { openWordMenu } from "./word_menu.js";
 import { write } from "./writing.js";
 
+const MOST_KEPT = 1_000_000; // characters of undo steps that survive a reload
+const WITH_ITS_OWN_UNDO = "textarea, input:not([type=radio], [type=range]), [popover], dialog";
+
 /**
- * `steps` are the requests that made it, with the number of the choice that was taken.
- * @typedef {{written: string, finish: import("./writing.js").Finish, steps: object[]}} Draft
- * @typedef {{ending: string, drafts: Draft[]}} Story never changed, only replaced
+ * @typedef {import("./record.js").Draft} Draft
+ * @typedef {import("./record.js").Story} Story
+ * @typedef {import("./record.js").Step} Step
  */
 
 export class StoryDesk {
@@ -24,13 +28,16 @@ export class StoryDesk {
       chooseWord: (index, placed, word) => this.openMenu(index, placed, word),
       keep: (index) => this.keep(index),
     });
-    const kept = keep("backgpt.story", () => ({
-      story: this.story,
+    const kept = keep("backgpt.desk", () => ({
+      history: this.history.nearest(MOST_KEPT),
       typed: this.view.isEditing ? this.view.ending : null,
+      knowsWords: this.view.knowsWords,
     }));
     const typed = kept ? kept.typed : this.view.ending;
+    const first = { past: [], current: { ending: typed, drafts: [] }, future: [] };
     /** @type {History<Story>} */
-    this.history = new History(kept?.story ?? { ending: typed, drafts: [] });
+    this.history = new History(kept?.history ?? first);
+    this.view.knowsWords = kept?.knowsWords ?? false;
     /** @type {AbortController | null} */
     this.writing = null;
     this.listen();
@@ -58,11 +65,7 @@ export class StoryDesk {
     on("edit", () => this.edit());
     on("undo", () => this.travel("undo"));
     on("redo", () => this.travel("redo"));
-    on("copy-seed", () => copy(`${this.seed}`, "seed"));
-    on("copy-text", () => copy(this.textOf(this.story.drafts[0]), "text"));
-    on("save-text", () => this.save("txt"));
-    on("save-json", () => this.save("json"));
-    on("print", () => print());
+    prepareOutputs(() => this.story);
     byId("story").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
       if (event.key !== "Escape" || event.target !== byId("ending")) return;
@@ -94,13 +97,13 @@ export class StoryDesk {
   goOn() {
     const [draft] = this.story.drafts;
     const base = { ending: this.story.ending, written: draft.written, steps: draft.steps };
-    this.run(this.textOf(draft), base);
+    this.run(textOf(this.story, draft), base);
   }
 
   /**
    * Write everything before the rest of a text; `base` is what stays.
    * @param {string} rest
-   * @param {{ending: string, written: string, steps: object[]}} base
+   * @param {{ending: string, written: string, steps: Step[]}} base
    */
   async run(rest, base) {
     showProblem("");
@@ -134,22 +137,23 @@ export class StoryDesk {
   /**
    * Take over what came.
    * @param {import("./settings.js").Completion} body
-   * @param {{ending: string, written: string, steps: object[]}} base
+   * @param {{ending: string, written: string, steps: Step[]}} base
    * @param {{beginnings: import("./writing.js").Beginning[]}} end
    */
   endWriting(body, base, { beginnings }) {
-    const drafts = beginnings.map(({ written, finish }, choice) => ({
-      written: written + base.written,
-      finish,
+    const drafts = beginnings.map((beginning, choice) => ({
+      ...beginning,
+      written: beginning.written + base.written,
       steps: [...base.steps, { ...body, choice }],
     }));
     const came = beginnings.some(({ written, finish }) => written || finish === "stop");
     if (came) this.history.push({ ending: base.ending, drafts });
     this.render();
     this.view.endWriting();
-    announce(
-      came ? `done, ${drafts.map((draft) => wordCount(this.textOf(draft))).join(" and ")}` : "",
+    const told = drafts.map((draft) =>
+      [wordCount(draft.written + base.ending), unheededBy(draft)].filter(Boolean).join(", "),
     );
+    announce(came ? `done, ${told.join(" and ")}` : "");
   }
 
   /**
@@ -159,17 +163,15 @@ export class StoryDesk {
    */
   openMenu(index, placed, anchor) {
     const draft = this.story.drafts[index];
-    const text = this.textOf(draft);
+    const text = textOf(this.story, draft);
     const start = text.length - placed.fromEnd;
     const after = text.slice(start + placed.word.length);
+    this.view.knowsWords = true;
     openWordMenu({
       anchor,
       word: placed.word,
-      load: async (signal) => {
-        const { model, suffix, backgpt } = this.settings.before(after).body;
-        const body = { ...(model && { model }), suffix, n: 10, ...(backgpt && { backgpt }) };
-        return (await request("v1/alternatives", body, signal)).data;
-      },
+      load: async (signal) =>
+        (await request("v1/alternatives", this.settings.wordsBefore(after), signal)).data,
       rewrite: () => this.writeBefore(text.slice(start), draft),
       take: (alternative) => {
         if (alternative.edge) this.beginWith(fromFirstWord(after), draft);
@@ -194,7 +196,9 @@ export class StoryDesk {
    */
   beginWith(rest, draft) {
     const { ending, written } = this.split(rest);
-    this.history.push({ ending, drafts: [{ written, finish: "stop", steps: draft.steps }] });
+    const how = "what stood before was taken away";
+    const changed = changedByHand({ ...draft, finish: "stop" }, { how, written, ending });
+    this.history.push({ ending, drafts: [changed] });
     this.render();
   }
 
@@ -230,9 +234,13 @@ export class StoryDesk {
     if (!this.view.isEditing) return;
     this.view.isEditing = false;
     const { ending } = this.view;
-    const { drafts } = this.story;
+    const [draft, ...others] = this.story.drafts;
     if (ending !== this.story.ending) {
-      this.history.push({ ending, drafts: drafts.length === 1 ? drafts : [] });
+      const change = { how: "the ending was edited", written: draft?.written ?? "", ending };
+      this.history.push({
+        ending,
+        drafts: draft && !others.length ? [changedByHand(draft, change)] : [],
+      });
     }
     this.render();
   }
@@ -244,50 +252,23 @@ export class StoryDesk {
     if (this.history[way]()) announce(way === "undo" ? "undone" : "done again");
     this.view.isEditing = false;
     this.render();
+    if (document.activeElement === document.body) byId("write").focus({ preventScroll: true });
   }
 
   /** @param {KeyboardEvent} event */
   undoByKey(event) {
-    const typing =
-      event.target instanceof Element && event.target.closest("input, textarea, select");
-    if (byId("story").hidden || typing || !(event.ctrlKey || event.metaKey)) return;
-    if (event.key.toLowerCase() !== "z") return;
+    const elsewhere = event.target instanceof Element && event.target.closest(WITH_ITS_OWN_UNDO);
+    if (byId("story").hidden || elsewhere || !(event.ctrlKey || event.metaKey)) return;
+    const key = event.key.toLowerCase();
+    const isCtrlY = key === "y" && event.ctrlKey; // with the key Command a browser does another thing
+    if (key !== "z" && !isCtrlY) return;
     event.preventDefault();
-    this.travel(event.shiftKey ? "redo" : "undo");
-  }
-
-  /** @param {Draft} draft */
-  textOf(draft) {
-    return draft.written + this.story.ending;
-  }
-
-  /** The seed of what was written last. */
-  get seed() {
-    return /** @type {any} */ (this.story.drafts[0]?.steps.at(-1))?.seed;
-  }
-
-  /** @param {"txt" | "json"} kind */
-  save(kind) {
-    const [draft] = this.story.drafts;
-    const text = this.textOf(draft);
-    if (kind === "txt") return saveFile("story.txt", text, "text/plain;charset=utf-8");
-    const { ending } = this.story;
-    const record = {
-      text,
-      ending,
-      finish_reason: draft.finish,
-      seed: this.seed,
-      steps: draft.steps,
-    };
-    return saveFile("story.json", `${JSON.stringify(record, null, 2)}\n`, "application/json");
+    this.travel(isCtrlY || event.shiftKey ? "redo" : "undo");
   }
 
   render() {
     const { past, future } = this.history;
     this.view.render(this.story, { canUndo: past.length > 0, canRedo: future.length > 0 });
-    const count = this.story.drafts.length;
-    const [draft] = this.story.drafts;
-    const words = count === 1 ? wordCount(this.textOf(draft)) : `${count} beginnings`;
-    byId("status").textContent = count ? `${words} · seed ${this.seed}` : "";
+    byId("status").textContent = statusOf(this.story);
   }
 }

@@ -1,12 +1,13 @@
 /** The desk: the sheets of a story, the field for its ending, and which buttons are there. */
 
-import { button, byId } from "./dom.js";
+import { button, byId, make } from "./dom.js";
 import { LeftwardText } from "./leftward.js";
+import { unheededBy } from "./record.js";
 import { Sheet } from "./sheet.js";
 import { wordCount } from "./text.js";
 
 /**
- * @typedef {import("./story.js").Story} Story
+ * @typedef {import("./record.js").Story} Story
  * @typedef {import("./leftward.js").Placed} Placed
  * @typedef {object} Actions
  * @property {(index: number, placed: Placed, word: HTMLElement) => void} chooseWord
@@ -20,6 +21,8 @@ export class StoryView {
     /** @type {Sheet[]} */
     this.sheets = [];
     this.isEditing = false;
+    /** Whether it was seen that words can be pressed, so that nobody needs to be told. */
+    this.knowsWords = false;
     this.field = /** @type {HTMLTextAreaElement} */ (byId("ending"));
     this.above = new LeftwardText(byId("above"));
     this.field.addEventListener("input", () => this.fitField());
@@ -51,8 +54,12 @@ export class StoryView {
       this.fitField();
     } else {
       this.place(drafts.length);
-      drafts.forEach(({ written }, index) => this.show(index, written + ending, ending));
+      drafts.forEach((draft, index) => {
+        this.show(index, draft.written + ending, ending);
+        if (!single) this.describe(index, draft.written + ending, unheededBy(draft));
+      });
     }
+    byId("tip").hidden = this.isEditing || this.knowsWords;
     byId("edit").hidden = this.isEditing;
     byId("go-on").hidden = this.isEditing || !single || drafts[0].finish === "stop";
     byId("outputs").hidden = this.isEditing || !single;
@@ -74,9 +81,8 @@ export class StoryView {
     this.sheets.forEach((sheet, index) => {
       this.show(index, text, ending);
       sheet.isGrowing = true;
-      sheet.foot.replaceChildren();
     });
-    for (const id of ["write", "edit", "go-on", "outputs"]) byId(id).hidden = true;
+    for (const id of ["write", "edit", "go-on", "outputs", "tip"]) byId(id).hidden = true;
     for (const id of ["undo", "redo"]) this.offer(id, false);
     byId("status").textContent = "writing";
     byId("stop").hidden = false;
@@ -128,9 +134,19 @@ export class StoryView {
     if (sheet.text !== text || sheet.written.given !== ending.length) {
       sheet.written.set(text, ending.length);
     }
-    const several = this.sheets.length > 1;
+    sheet.foot.replaceChildren();
+  }
+
+  /**
+   * Say below one of several beginnings what it is, and offer to keep it.
+   * @param {number} index
+   * @param {string} text
+   * @param {string} unheeded
+   */
+  describe(index, text, unheeded) {
+    const about = [wordCount(text), unheeded].filter(Boolean).join(" · ");
     const keep = button("Keep this one", () => this.actions.keep(index));
-    sheet.foot.replaceChildren(...(several ? [wordCount(text), keep] : []));
+    this.sheets[index].foot.replaceChildren(make("span", {}, about), keep);
   }
 
   /**

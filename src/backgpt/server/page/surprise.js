@@ -21,6 +21,8 @@ export class BothWays {
     const form = /** @type {HTMLFormElement} */ (byId("measure"));
     this.text = /** @type {HTMLTextAreaElement} */ (byId("text-both"));
     this.model = /** @type {HTMLSelectElement} */ (form.elements.namedItem("model"));
+    this.reading = new AbortController();
+    form.addEventListener("input", () => this.forget());
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.read();
@@ -43,27 +45,37 @@ export class BothWays {
     offerModels(this.model, both.length ? both : models);
   }
 
+  /** Show no numbers: they would be of another text, or of another model. */
+  forget() {
+    this.reading.abort();
+    byId("both-status").textContent = "";
+    byId("measured").hidden = true;
+  }
+
   /** Measure the text in the field and show it. */
   async read() {
     const input = this.text.value;
     showProblem("");
+    this.reading.abort();
     if (!input.trim()) {
       showProblem("Type a text first.");
       this.text.focus();
       return;
     }
+    this.reading = new AbortController();
+    const { signal } = this.reading;
     byId("both-status").textContent = "reading";
     const body = { ...(this.model.value && { model: this.model.value }), input };
     try {
-      const [found] = (await request("v1/score", body)).data;
+      const [found] = (await request("v1/score", body, signal)).data;
       this.show(found);
       announce(`done, ${byId("verdict").textContent}`);
     } catch (error) {
+      if (signal.aborted) return;
       if (!(error instanceof ApiError)) throw error;
       showProblem(error.message);
-    } finally {
-      byId("both-status").textContent = "";
     }
+    byId("both-status").textContent = "";
   }
 
   /** @param {{spans: Span[]} & Partial<Record<Direction, Total>>} found */

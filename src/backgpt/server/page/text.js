@@ -1,5 +1,7 @@
 /** Splitting text into words without losing a character. */
 
+const IDS_OF_A_LETTER = 0.4; // ASCII; a child's English takes fewer, a rare word as many
+
 /**
  * A word and the white space in front of it. The last one of a text may have no word.
  * @typedef {{gap: string, word: string}} Unit
@@ -35,15 +37,41 @@ export function wordCount(text) {
 }
 
 /**
- * Return the first `most` words of a text, as it stands.
+ * Return about how many ids of a model a text takes, rather too many than too few: a model that
+ * was not made for a script reads it byte by byte.
  * @param {string} text
- * @param {number} most
  */
-export function firstWords(text, most) {
-  return units(text)
-    .slice(0, most)
-    .map(({ gap, word }) => gap + word)
-    .join("");
+export function roughIds(text) {
+  const beyond = text.replace(/[\u0000-\u007f]+/gu, "");
+  const bytes = new TextEncoder().encode(beyond).length;
+  return IDS_OF_A_LETTER * (text.length - beyond.length) + bytes;
+}
+
+/**
+ * Return the first words of a text, as it stands. Of a first word that is too long alone, as in a
+ * script without white space, it is the first characters.
+ * @param {string} text
+ * @param {{words: number, ids: number}} most ids as `roughIds` counts them
+ */
+export function firstWords(text, { words, ids }) {
+  const parts = units(text)
+    .slice(0, words)
+    .map(({ gap, word }) => gap + word);
+  return fitting(parts, ids) || fitting([...text], ids);
+}
+
+/**
+ * Join the first parts of a text that fit together.
+ * @param {string[]} parts
+ * @param {number} ids
+ */
+function fitting(parts, ids) {
+  let end = 0;
+  for (let size = 0; end < parts.length; end += 1) {
+    size += roughIds(parts[end]);
+    if (size > ids) break;
+  }
+  return parts.slice(0, end).join("");
 }
 
 /**

@@ -16,6 +16,7 @@ const MARGIN = 8; // pixels between the menu and what is around it
 
 /** @type {Offer | null} */
 let offer = null;
+let isTabbing = false; // while the key Tab moves the focus
 let loading = new AbortController();
 
 /** Make the menu of the page ready. */
@@ -30,9 +31,12 @@ export function prepareWordMenu() {
     else field.focus();
   });
   menu.addEventListener("keydown", goAlong);
+  menu.addEventListener("keydown", noteTab);
   menu.addEventListener("focusout", ({ relatedTarget }) => {
     if (relatedTarget === offer?.anchor) return;
-    if (relatedTarget instanceof Node && !menu.contains(relatedTarget)) menu.hidePopover();
+    // The focus goes nowhere when Tab takes it out of the page, but also at a press on the menu.
+    const hasLeft = relatedTarget instanceof Node ? !menu.contains(relatedTarget) : isTabbing;
+    if (hasLeft) menu.hidePopover();
   });
   menu.addEventListener("beforetoggle", (event) => {
     if (/** @type {ToggleEvent} */ (event).newState !== "closed") return;
@@ -98,6 +102,14 @@ function row(alternative, all, word) {
   pick.append(bar, shown, value);
   if (!edge && text.trim() === word) pick.setAttribute("aria-current", "true");
   return make("li", {}, pick);
+}
+
+/** @param {KeyboardEvent} event */
+function noteTab({ key, altKey, ctrlKey, metaKey }) {
+  isTabbing = key === "Tab" && !altKey && !ctrlKey && !metaKey;
+  setTimeout(() => {
+    isTabbing = false;
+  });
 }
 
 /** @param {KeyboardEvent} event */

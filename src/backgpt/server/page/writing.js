@@ -8,8 +8,11 @@ import { units } from "./text.js";
  * How a beginning ended: where the text begins, because there was no more room, because the reader
  * stopped it, or because the connection broke.
  * @typedef {"stop" | "length" | "stopped" | "broken"} Finish
- * @typedef {{written: string, finish: Finish}} Beginning
+ * @typedef {{written: string, finish: Finish, unheeded: string[]}} Beginning `unheeded` names the
+ *   hints that the server says are not obeyed
  */
+
+const WHEN_BROKEN = "go on from it, or write again";
 
 /**
  * Write beginnings and show them; what has been shown when it ends early is kept.
@@ -22,7 +25,11 @@ import { units } from "./text.js";
  */
 export async function write(body, { show, pace, signal }) {
   /** @type {Beginning[]} */
-  const beginnings = Array.from({ length: body.n }, () => ({ written: "", finish: "broken" }));
+  const beginnings = Array.from({ length: body.n }, () => ({
+    written: "",
+    finish: "broken",
+    unheeded: [],
+  }));
   const paces = beginnings.map(
     (beginning, index) =>
       new Pace((piece) => {
@@ -33,13 +40,14 @@ export async function write(body, { show, pace, signal }) {
   signal.addEventListener("abort", () => paces.forEach((one) => one.stop()));
   let problem = "";
   try {
-    for await (const event of stream("v1/completions", live(body), signal)) {
+    for await (const event of stream("v1/completions", live(body), signal, WHEN_BROKEN)) {
       for (const choice of event.choices ?? []) {
         const pieces = body.prompt ? leftward(choice.text) : [choice.text];
         for (const piece of pieces) if (piece) paces[choice.index].push(piece);
         if (!choice.finish_reason) continue;
         if (body.prompt) paces[choice.index].push(body.prompt);
         beginnings[choice.index].finish = body.prompt ? "stop" : choice.finish_reason;
+        beginnings[choice.index].unheeded = unheeded(choice.backgpt?.obeyed);
       }
     }
   } catch (error) {
@@ -47,7 +55,10 @@ export async function write(body, { show, pace, signal }) {
     if (error instanceof ApiError) problem = error.message;
   }
   await Promise.all(paces.map((one) => one.shown()));
-  if (signal.aborted) for (const beginning of beginnings) beginning.finish = "stopped";
+  if (signal.aborted) {
+    for (const beginning of beginnings)
+      Object.assign(beginning, { finish: "stopped", unheeded: [] });
+  }
   return { beginnings, problem };
 }
 
@@ -59,6 +70,14 @@ function leftward(text) {
   return units(text)
     .map(({ gap, word }) => gap + word)
     .reverse();
+}
+
+/**
+ * Return the names of the hints that are not obeyed.
+ * @param {Record<string, boolean | null> | null} [obeyed]
+ */
+function unheeded(obeyed) {
+  return Object.entries(obeyed ?? {}).flatMap(([name, did]) => (did === false ? [name] : []));
 }
 
 /** @param {import("./settings.js").Completion} body */
