@@ -1327,7 +1327,7 @@ def test_a_conversation_that_is_refused_for_its_length_is_told_without_its_oldes
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     line = "the given text is 635 ids long, the model reads at most 512: give a shorter one"
-    refused = Answer({"error": {"message": line}}, 400)
+    refused = Answer({"error": {"message": line, "code": "context_length_exceeded"}}, 400)
     asked = Answer(events=[*said("Why?"), "[DONE]"])
     server.answers["/v1/chat/completions"] = [asked, asked, refused, refused, asked, refused]
     page = visit(server.address + "#/backchat")

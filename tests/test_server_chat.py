@@ -210,7 +210,9 @@ def test_a_chat_that_cannot_be_is_one_clear_400(
 ) -> None:
     answer = post(address, PATH, **body)
     assert answer.status_code == 400, answer.text
-    assert reason in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert reason in error["message"]
+    assert (error["code"] == "context_length_exceeded") == ("reads at most" in reason)
 
 
 def deltas(chunks: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:

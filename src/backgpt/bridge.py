@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backgpt.errors import UsageError
+from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.language import Language, Parts
 from backgpt.order import IdArray, ModelIds, ReadingIds
@@ -71,7 +71,7 @@ def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -
     # The marker that is written last is not read.
     most = min(context_size(one.engine, one.language) for one in (writer, reader)) - 1
     if given >= most:
-        raise UsageError(
+        raise TooLongError(
             f"the opening and the ending are {given} ids long, the models read at most {most} "
             "with what is between them: give shorter ones"
         )

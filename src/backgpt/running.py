@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.engine import Engine, FloatArray
-from backgpt.errors import UsageError
+from backgpt.errors import TooLongError, UsageError
 from backgpt.language import Language, Prompt, Stops
 from backgpt.sampling import Sampling, draw, likeliest, logprob_of
 
@@ -158,7 +158,7 @@ def room_for(engine: Engine, job: Job) -> int:
         raise UsageError(f"max-new-tokens = {most}: it must be 1 or more")
     room = engine.block_size + 1 - len(prompt.ids)
     if room < 1:
-        raise UsageError(
+        raise TooLongError(
             f"the given text is {len(prompt.ids)} ids long, the model reads at most "
             f"{engine.block_size}: give a shorter one"
         )

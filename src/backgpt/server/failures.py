@@ -7,9 +7,12 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backgpt.errors import BackgptError
+from backgpt.errors import BackgptError, TooLongError
 
 log = logging.getLogger(__name__)
+
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code for a text that the model cannot read."""
 
 TYPES = {
     400: "invalid_request_error",
@@ -63,7 +66,9 @@ class FaultError(ApiError):
 
 def as_api_error(error: BackgptError) -> ApiError:
     """Return what a client is told: whatever a caller of the library can cause is a 400."""
-    return error if isinstance(error, ApiError) else ApiError(400, str(error))
+    if isinstance(error, ApiError):
+        return error
+    return ApiError(400, str(error), code=TOO_LONG if isinstance(error, TooLongError) else None)
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

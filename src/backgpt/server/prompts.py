@@ -19,7 +19,7 @@ from backgpt.bridge import check_given, room_for_middle
 from backgpt.hints import Hints
 from backgpt.language import Prompt
 from backgpt.order import ModelIds, ReadingIds
-from backgpt.server.failures import ApiError
+from backgpt.server.failures import TOO_LONG, ApiError
 from backgpt.server.schema import CompletionRequest
 
 
@@ -47,7 +47,10 @@ def check_length(model: Model, *texts: str | None, param: str) -> None:
     size, count = model.engine.block_size, sum(len(text) for text in texts if text)
     if count > size and count > size * max(map(len, model.tokenizer.token_bytes)):
         raise ApiError(
-            400, f"{count:,} characters: the model reads at most {size} ids", param=param
+            400,
+            f"{count:,} characters: the model reads at most {size} ids",
+            param=param,
+            code=TOO_LONG,
         )
 
 
@@ -138,7 +141,12 @@ def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Gi
     """Return a text that is given by its ids, in reading order, perhaps with its markers."""
     tokenizer, size = model.tokenizer, model.engine.block_size
     if len(ids) > size:
-        raise ApiError(400, f"{len(ids):,} ids: the model reads at most {size}", param="prompt")
+        raise ApiError(
+            400,
+            f"{len(ids):,} ids: the model reads at most {size}",
+            param="prompt",
+            code=TOO_LONG,
+        )
     start, end = tokenizer.marker_ids
     starts, ends = ids[0] == start, ids[-1] == end and (len(ids) > 1 or start != end)
     if (starts or ends) and asked.backgpt.continues:

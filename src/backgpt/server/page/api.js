@@ -15,10 +15,12 @@ export class ApiError extends Error {
   /**
    * @param {string} message
    * @param {number} [status] 0 when no answer came
+   * @param {string | null} [code] what went wrong, for programs
    */
-  constructor(message, status = 0) {
+  constructor(message, status = 0, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -153,5 +155,6 @@ async function explained(response) {
   if (status === 503)
     return new ApiError("The server is not ready: try again in a moment.", status);
   const said = await response.json().catch(() => null);
-  return new ApiError(said?.error?.message ?? `The server answered ${status}: try again.`, status);
+  const { message = `The server answered ${status}: try again.`, code = null } = said?.error ?? {};
+  return new ApiError(message, status, code);
 }

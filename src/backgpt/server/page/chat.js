@@ -21,7 +21,7 @@ import { Pace } from "./pace.js";
  */
 
 const PIECES_PER_SECOND = 22;
-const TOO_LONG = /reads at most/; // in what the server says of a text that does not fit
+const TOO_LONG = "context_length_exceeded";
 
 export class Chat {
   constructor() {
@@ -195,14 +195,14 @@ export class Chat {
    */
   async ask(body, exchange, signal) {
     for (;;) {
-      const problem = await this.follow(body, exchange, signal);
-      if (body.messages.length === 1 || !TOO_LONG.test(problem)) return problem;
+      const error = await this.follow(body, exchange, signal);
+      if (error?.code !== TOO_LONG || body.messages.length === 1) return error?.message ?? "";
       body.messages = body.messages.slice(0, -2);
     }
   }
 
   /**
-   * Follow the stream into an exchange's options; return what went wrong.
+   * Follow the stream into an exchange's options; return what went wrong, if anything.
    * @param {object} body
    * @param {Exchange} exchange
    * @param {AbortSignal} signal
@@ -222,7 +222,8 @@ export class Chat {
       );
     });
     signal.addEventListener("abort", () => paces.forEach((one) => one.stop()));
-    let problem = "";
+    /** @type {ApiError | null} */
+    let problem = null;
     /** @type {Map<number, Message[]>} what an option is in the end, where the server says so */
     const finals = new Map();
     try {
@@ -237,7 +238,7 @@ export class Chat {
       }
     } catch (error) {
       if (!signal.aborted && !(error instanceof ApiError)) throw error;
-      if (error instanceof ApiError) problem = error.message;
+      if (error instanceof ApiError) problem = error;
     }
     await Promise.all(paces.map((one) => one.shown()));
     if (!signal.aborted) for (const [index, messages] of finals) options[index] = messages;
