@@ -64,6 +64,19 @@ def test_the_chats_python_example_asks_and_shows_a_conversation(
     assert len(re.findall(r"^ *-\d+\.\d\d  \S", printed, re.MULTILINE)) == 5
 
 
+def test_the_examples_of_the_python_page_print_what_it_shows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", page, re.DOTALL)
+    assert len(examples) == page.count("```python")
+    session: dict[str, object] = {}  # one for all: later examples use what earlier ones made
+    for example, shown in examples:
+        exec(compile(example, "python.md", "exec"), session)
+        printed = capsys.readouterr().out
+        assert not shown or printed == shown, example
+
+
 def test_the_command_line_reference_is_up_to_date() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "write_cli_reference.py"))
     assert script["reference"]() == (ROOT / "docs" / "cli.md").read_text(), (
