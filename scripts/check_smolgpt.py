@@ -16,17 +16,17 @@ import runpy
 import sys
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import sentencepiece
-import torch
 
 import backgpt
 from backgpt.convert import import_model
 from backgpt.corpus import stories
+from backgpt.errors import MissingExtraError
 from backgpt.order import ModelIds, ReadingIds, reversed_words
 from backgpt.sampling import Sampling
 
@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="a folder with smolGPT's model.py, sample.py")
     parser.add_argument("--steps", type=int, default=800)
     given = parser.parse_args()
+    for name in ("torch", "sentencepiece"):
+        if find_spec(name) is None:
+            sys.exit(f"check_smolgpt: {MissingExtraError(name, 'dev')}")
     checkout = given.checkout.resolve()
     sys.path.insert(0, str(checkout))
     import model as theirs  # type: ignore[import-not-found]
@@ -69,6 +72,8 @@ def main() -> None:
 
 def train_tokenizer(folder: Path) -> Path:
     """Train a SentencePiece model with the settings of smolGPT's `preprocess.py`."""
+    import sentencepiece
+
     (folder / "tiny.txt").write_text("\n".join(text.strip() for text in stories()))
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "tiny.txt"),
@@ -161,8 +166,11 @@ def train(
     theirs: ModuleType, tokenizer: Path, path: Path, *, rotary: bool, words: bool, steps: int
 ) -> float:
     """Train a model of smolGPT's and save it as its `train.py` does; return the last loss."""
-    torch.manual_seed(1)
+    import sentencepiece
+    import torch
     from config import GPTConfig  # type: ignore[import-not-found]
+
+    torch.manual_seed(1)
 
     arguments = {**SHAPE, "bias": rotary, "dropout": 0.0}
     model = theirs.GPT(GPTConfig(**arguments, use_rotary=rotary))

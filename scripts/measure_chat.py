@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import bm25s
 import numpy as np
 
 from backgpt import load
@@ -25,7 +25,7 @@ from backgpt.builtin import find
 from backgpt.card import ChatLoss, ChatMeasures, Exchange, Retrieved, Said
 from backgpt.chat import MODES, Mode, Template
 from backgpt.datasets import Conversation, find_source, read_conversations
-from backgpt.errors import BackgptError, UsageError
+from backgpt.errors import BackgptError, MissingExtraError, UsageError
 from backgpt.evaluate import choose
 from backgpt.evaluate_chat import (
     MOST_NEW_TOKENS,
@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(arguments: argparse.Namespace) -> ChatMeasures:
+    if find_spec("bm25s") is None:  # said before hours of work, not after
+        raise MissingExtraError("BM25", "dev")
     seed = arguments.seed
     if not 1 < arguments.candidates <= arguments.answers:
         raise UsageError("--candidates: from 2 to the number of --answers")
@@ -184,6 +186,8 @@ def _retrieval(
 
 def _bm25(pairs: Sequence[Pair]) -> Matrix:
     """Return BM25's score of each question for each answer, (A, Q)."""
+    import bm25s
+
     retriever = bm25s.BM25()
     questions = [pair.question for pair in pairs]
     tokens = bm25s.tokenize(questions, stopwords="en", show_progress=False)

@@ -26,7 +26,8 @@ def _defaults() -> str:
         "`backgpt train --config FILE` reads these, and a run folder's `config.toml` is one. "
         "`data`, and either\n`epochs` or `max_steps`, have no default. The dimensions "
         "(`n_layer`, `n_head`, `n_kv_head`, `n_embd`,\n`block_size`, `intermediate_size`) "
-        "come from the preset unless given; `init` is a model to begin from, whose shape is taken.\n\n"
+        "come from the preset unless given; `init` is a model to begin from, whose shape is "
+        "taken.\n\n"
         f"```toml\n{settings}```\n"
     )
 

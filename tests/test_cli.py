@@ -276,7 +276,7 @@ def test_a_bad_request_to_sample_is_one_line_and_exit_code_2(
         (["--end-words=a", "--lines=2"], ["--lines", "give --rhyme"]),
         (["--rhyme=x", "--lines=0"], ["lines = 0"]),
         (["--opening=-", "--ending=-"], ["- reads standard input: give it once"]),
-        (["--end-words=a\udcff"], ["lone surrogate", "remove it"]),
+        (["--end-words=a\udcff"], ["not UTF-8 at character 1, byte 0xff", "convert it"]),
         (["--rhyme=a\udcff"], ["a\\udcff", "the pronouncing dictionary"]),
     ],
 )
@@ -396,6 +396,54 @@ def test_an_ending_from_a_pipe_that_is_not_utf_8_is_refused(run: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["sample", "--length=huge"],
+            "Invalid value for '--length': 'huge' is not one of 'short', 'medium', 'long': "
+            "see 'backgpt sample --help'",
+        ),
+        (
+            ["sample", "--ending"],
+            "Option '--ending' requires an argument: see 'backgpt sample --help'",
+        ),
+        (["--nope"], "No such option: --nope: see 'backgpt --help'"),
+        (["dance"], "No such command 'dance': see 'backgpt --help'"),
+        (
+            ["sample", "The end."],
+            "Got unexpected extra argument(s) (The end.): "
+            "try 'backgpt sample --ending \"The end.\"'",
+        ),
+        (
+            ["info", "a", "b"],
+            "Got unexpected extra argument(s) (b): see 'backgpt info --help'",
+        ),
+        (["train"], "say how long: --epochs 2.5 or --max-steps 1000"),
+    ],
+)
+def test_a_bad_option_is_answered_by_what_to_do(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err == f"backgpt: {message}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_said() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "backgpt", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "backgpt: standard output or a file: No space left on device\n"
+
+
 def test_missing_data_is_named() -> None:
     assert_refused(backgpt_command("train", "--max-steps=5"), 2, "give either data")
 
@@ -436,17 +484,18 @@ def test_a_flipped_weight_is_refused(run: Path, tmp_path: Path) -> None:
 def test_prepare_says_what_it_made_and_peeks_in_both_orders(tmp_path: Path) -> None:
     source = tmp_path / "two.txt"
     source.write_text("The cat sat. The cat ran." * 20 + "<|endoftext|>" + "A dog sat. " * 30)
-    out = tmp_path / "data"
+    out, valid = tmp_path / "data", tmp_path / "one.txt"
+    valid.write_text("A cow ran.")
     done = backgpt_command(
-        "prepare", source, "--out", out, "--vocab-size=300", "--valid-fraction=0", "--peek=1"
+        "prepare", source, "--out", out, "--vocab-size=300", f"--valid={valid}", "--peek=1"
     )
     assert done.returncode == 0, done.stderr
-    assert "2 documents" in done.stdout
+    assert "training: 2 documents, " in done.stdout
+    assert ", 829 bytes, " in done.stdout
+    assert "validation: 1 document, " in done.stdout
     assert "reading order: ' The'" in done.stdout
     assert "model order:   '.'" in done.stdout
-    again = backgpt_command(
-        "prepare", source, "--out", out, "--vocab-size=300", "--valid-fraction=0"
-    )
+    again = backgpt_command("prepare", source, "--out", out, "--vocab-size=300", f"--valid={valid}")
     assert "already prepared" in again.stdout
 
 
@@ -621,7 +670,14 @@ def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.Complet
 
 def test_training_without_torch_names_the_extra(dataset_path: Path) -> None:
     done = run_without(("torch",), "train", "--data", str(dataset_path), "--max-steps", "1")
-    assert_refused(done, 2, "pip install 'backgpt[train]'")
+    assert_refused(done, 2, "pip install 'backgpt[train]'", "'.[train]'")
+
+
+def test_a_device_that_is_none_is_named_before_an_extra_is_asked_for() -> None:
+    done = run_without(("torch",), "sample", "--ending=x", "--device=gpu")
+    assert_refused(done, 2, "device = 'gpu' cannot be used here: try 'cpu' or 'auto'")
+    done = run_without(("torch",), "sample", "--ending=x", "--device=cuda:1")
+    assert_refused(done, 2, "needs the extra 'train'")
 
 
 @pytest.mark.slow

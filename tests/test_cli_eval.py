@@ -149,7 +149,7 @@ def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
         (["both", "--bridged=31"], "of 30 texts can be bridged, not 31"),
         (["both", "--samples=30"], "30 texts are too few beside samples = 30"),
         (["both", "--limit=0"], "limit = 0"),
-        (["both", "--limit=1"], "1 texts are too few"),
+        (["both", "--limit=1"], "1 text is too few"),
         (["both", "--seed=-1"], "seed = -1"),
         (["both", "--max-new-tokens=0"], "max_new_tokens = 0"),
         (["both", "--out=both/config.json"], "is not a folder"),

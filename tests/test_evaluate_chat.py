@@ -238,6 +238,20 @@ def test_leaks_are_markers_and_roles_in_front_of_a_line() -> None:
     assert leaks([*clean, *leaking]) == leaking
 
 
+@pytest.mark.parametrize(
+    ("script", "module"), [("measure_chat", "bm25s"), ("check_smolgpt", "sentencepiece")]
+)
+def test_without_the_extra_dev_a_script_shows_its_help_and_says_what_it_needs(
+    tmp_path: Path, script: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    options = {"measure_chat": ["--data=x", "--out=y"], "check_smolgpt": []}[script]
+    for arguments, ends in ((["--help"], "^0$"), ([str(tmp_path), *options], "extra 'dev'")):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit, match=ends):
+            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+
+
 def test_the_script_measures_and_the_card_shows_it(
     folder: Path,
     tmp_path: Path,

@@ -366,9 +366,16 @@ def test_a_full_disk_leaves_nothing(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_folder, "write_synced", full)
-    with pytest.raises(BackgptError, match="No space left on device"):
-        export_hf(source, tmp_path / "out")
+    def refused(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for fails, reason in (
+        (full, r"cannot write .*out: No space left on device; make room"),
+        (refused, r"cannot write .*out: Permission denied; choose another place"),
+    ):
+        monkeypatch.setattr(model_folder, "write_synced", fails)
+        with pytest.raises(BackgptError, match=reason):
+            export_hf(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -377,7 +384,7 @@ def test_weights_that_cannot_be_are_refused(tokenizer: Tokenizer, tmp_path: Path
     model, name = read_model(folder), "model.layers.0.mlp.up_proj.weight"
     good = dict(model.weights)
     for change, reason in (
-        ({name: np.full_like(good[name], np.nan)}, "not a number"),
+        ({name: np.full_like(good[name], np.nan)}, "not finite"),
         ({name: good[name][:-1]}, r"is \(95, 64\), not \(96, 64\)"),
         ({"lm_head.weight": good[name]}, r"lm_head\.weight is not known"),
     ):

@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(BackgptError, match=r"cannot write .*No space left on device"):
+    with pytest.raises(BackgptError, match=r"cannot write .*No space left on device; make room"):
         export_gguf(source, out)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]

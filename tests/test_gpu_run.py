@@ -212,6 +212,15 @@ def test_weights_come_home_nearly_as_they_were(
         assert abs(after[name] - array).max() <= 2**-11 * abs(array).max()
 
 
+@pytest.mark.parametrize("what", [("status",), ("go", "--out", "home")])
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, what: tuple[str, ...]) -> None:
+    name, *options = what
+    said = command(SCRIPTS / "gpu_run.sh", name, tmp_path / "no", *options, code=1)
+    assert said == (
+        f"there is no {tmp_path / 'no' / 'plan.toml'}: give a folder that pack or unpack made\n"
+    )
+
+
 def test_the_table_says_what_is_left(tmp_path: Path) -> None:
     plan, state = read_plan(TOY), State(tmp_path)
     state.note(plan.stages[0], state="done", seconds=3.0)

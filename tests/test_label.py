@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 from backgpt.api import Model
 from backgpt.chat import Template
 from backgpt.config import TrainConfig
-from backgpt.datasets import Document, read_conversations
+from backgpt.datasets import Document, Tally, read_conversations
+from backgpt.datasets.files import read_file
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
-from backgpt.errors import BackgptError, CorruptFileError, UsageError
+from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.label import ANY_QUESTION, LabelSettings, LabelState, label
 from backgpt.language import Language
 from backgpt.model import Transformer
@@ -237,10 +238,12 @@ def test_changed_settings_texts_or_results_are_refused(
     given, settings, out = documents(texts), settings_of(), tmp_path / "out.jsonl"
     model = model_of(tokenizer)
     label(given, out, model, settings, limit=6)
-    for key, value in (("candidates", 5), ("seed", 1), ("threshold", 0.5), ("model", "other")):
+    for key, value in (("candidates", 5), ("seed", 1), ("model", "other")):
         changed = settings.model_copy(update={key: value})
-        with pytest.raises(UsageError, match=f"begun with {key} = "):
+        with pytest.raises(UsageError, match=f"begun with {key} = .*, not with {key} = {value!r}"):
             label(given, out, model, changed)
+    with pytest.raises(UsageError, match=r"begun without threshold, not with threshold = 0\.5:"):
+        label(given, out, model, settings.model_copy(update={"threshold": 0.5}))
     with pytest.raises(UsageError, match="no longer those that were labeled"):
         label(given[1:], out, model, settings)
     with pytest.raises(UsageError, match="no longer those that were labeled"):
@@ -256,8 +259,61 @@ def test_changed_settings_texts_or_results_are_refused(
     other.write_text("{}\n")
     with pytest.raises(UsageError, match="choose another --out"):
         label(given, other, model, settings)
-    with pytest.raises(BackgptError, match="cannot write beside"):
-        label(given, tmp_path / "no" / "out.jsonl", model, settings)
+
+
+def test_an_out_that_names_no_file_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = model_of(tokenizer), documents(["The dog."])
+    for folder in (Path("."), Path(""), tmp_path):
+        with pytest.raises(UsageError, match=r"is a folder: name a file, such as pairs\.jsonl"):
+            label(given, folder, model, settings_of())
+    with pytest.raises(UsageError, match=r"there is no folder .*no: make it"):
+        label(given, tmp_path / "no" / "out.jsonl", model, settings_of())
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("backgpt.label.write_whole", refuse)
+    with pytest.raises(BackgptError, match=r"cannot write beside .*out.jsonl: Permission denied"):
+        label(given, tmp_path / "out.jsonl", model, settings_of())
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("no.jsonl", None),
+        ("empty.jsonl", b""),
+        ("blank.jsonl", b'{"text": " "}\n'),
+        ("latin.jsonl", b'{"text": "caf\xe9"}\n'),
+        ("binary.jsonl", b"\0\1\2"),
+        ("broken.jsonl", b'{"text": '),
+        ("field.jsonl", b'{"story": "The dog."}\n'),
+    ],
+)
+def test_a_source_without_a_first_text_is_refused_and_nothing_is_written(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, data: bytes | None
+) -> None:
+    source, out = tmp_path / name, tmp_path / "out.jsonl"
+    if data is not None:
+        source.write_bytes(data)
+    texts = read_file(source, field="text", separator=None, tally=Tally())
+    with pytest.raises(DataError, match=name):
+        label(texts, out, model_of(tokenizer), settings_of(source=name))
+    assert not [*tmp_path.glob("out.jsonl*")]
+
+
+def test_a_job_that_got_nowhere_can_begin_anew_with_other_settings(
+    tokenizer: Tokenizer, texts: list[str], tmp_path: Path
+) -> None:
+    def broken() -> Iterator[Document]:
+        yield from documents(texts, 1)
+        raise DataError("not UTF-8")
+
+    out, model = tmp_path / "out.jsonl", model_of(tokenizer)
+    with pytest.raises(DataError):
+        label(broken(), out, model, settings_of(source="wrong.jsonl"))
+    assert label(documents(texts, 3), out, model, settings_of()).n_texts == 3
 
 
 def test_models_must_run_the_way_they_are_used(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -273,7 +329,8 @@ def test_models_must_run_the_way_they_are_used(tokenizer: Tokenizer, tmp_path: P
     with pytest.raises(UsageError, match="threshold needs a score"):
         label([], out, backward, settings_of(score="none", threshold=1.0))
     assert not out.exists()
-    assert label([], out, backward, settings_of(), twin=forward).n_texts == 0
+    given = documents(["The dog."])
+    assert label(given, out, backward, settings_of(), twin=forward).n_texts == 1
 
 
 def test_a_twin_is_what_scores(tokenizer: Tokenizer, texts: list[str], tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("n_texts", "changed", "message"),
     [
-        (12, {}, "12 texts are too few beside samples = 12"),
+        (12, {}, "12 texts are too few beside samples = 12.*give more as --data, or fewer --samp"),
+        (1, {}, "1 text is too few beside"),
         (40, {"samples": 38, "endings": 38}, r"different endings, not 38"),
         (40, {"bridged": 41}, "of 40 texts can be bridged, not 41"),
     ],

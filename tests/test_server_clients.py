@@ -205,6 +205,14 @@ def reachable(address: str) -> bool:
         (["--model=nothing"], "there is no model 'nothing'"),
         (["--model=base", "--model=base"], "two models are called base"),
         (["--max-running=0"], "max-running"),
+        (["--upstream=foo"], "upstream = 'foo': give a URL such as http://"),
+        (["--upstream=ftp://foo"], "give a URL such as http://"),
+        (["--upstream=http://"], "give a URL such as http://"),
+        (["--upstream=http://foo:port"], "give a URL such as http://"),
+        (
+            ["--model=base", "--host=no-such-host.invalid", "--open-to-network"],
+            "host = 'no-such-host.invalid' has no address: choose another --host",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(
@@ -224,6 +232,16 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1() -> None:
         _, err = (process := serve("--model=base", f"--port={port}")).communicate(timeout=60)
     assert process.returncode == 1
     assert f"port {port}" in err
+    assert "choose another --port" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_address_of_another_machine_is_one_line_and_exit_code_1() -> None:
+    arguments = ("--model=base", "--host=192.0.2.1", "--open-to-network")  # for documentation
+    _, err = (process := serve(*arguments, "--port=0")).communicate(timeout=60)
+    assert process.returncode == 1
+    assert "choose another --host" in err
     assert err.count("\n") == 1
 
 
@@ -236,7 +254,8 @@ def test_without_the_extra_it_says_which() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "backgpt: the server needs the extra 'serve': pip install 'backgpt[serve]'\n"
+        "backgpt: the server needs the extra 'serve': pip install 'backgpt[serve]' "
+        "(in a clone: pip install -c constraints.txt '.[serve]')\n"
     )
 
 

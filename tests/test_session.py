@@ -346,6 +346,35 @@ def test_another_unit_or_no_file_is_refused(tokenizer: Tokenizer, tmp_path: Path
         Session.load(tmp_path / "none.json", session.model)
 
 
+def test_a_chat_is_saved_over_a_saved_chat_only(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(tokenizer)
+    path = tmp_path / "chat.json"
+    session.save(path)
+    list(session.say("The dog."))
+    session.save(path)
+    assert Session.load(path, session.model).transcript == session.transcript
+    precious = tmp_path / "precious.txt"
+    for content in (b"a novel", b"\xff", b"{}", b""):
+        precious.write_bytes(content)
+        with pytest.raises(UsageError, match=r"precious\.txt is there and is no saved chat"):
+            session.save(precious)
+        assert precious.read_bytes() == content
+    for folder in (tmp_path, Path("")):
+        with pytest.raises(UsageError, match=r"is a folder: name a file, such as chat\.json"):
+            session.save(folder)
+    with pytest.raises(UsageError, match=r"there is no folder .*/no: make it"):
+        session.save(tmp_path / "no" / "chat.json")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", f"{path}.tmp")
+
+    monkeypatch.setattr("backgpt.session_file.write_whole", refuse)
+    with pytest.raises(BackgptError, match=r"cannot write .*chat\.json: Permission denied"):
+        session.save(path)
+
+
 def test_bad_requests_are_refused_and_change_nothing(tokenizer: Tokenizer) -> None:
     session = session_of(tokenizer)
     list(session.say("The dog."))

@@ -72,6 +72,12 @@ def test_lone_surrogates_are_refused_with_their_place(tokenizer: Tokenizer) -> N
         tokenizer.encode("ab\ud800")
 
 
+def test_a_byte_that_is_not_utf_8_is_named_as_such(tokenizer: Tokenizer) -> None:
+    latin = "caf\u00e9".encode("latin-1").decode("utf-8", errors="surrogateescape")
+    with pytest.raises(DataError, match="not UTF-8 at character 3, byte 0xe9: convert it"):
+        tokenizer.encode(latin)
+
+
 @pytest.mark.parametrize("size", [271, 65_537])
 def test_a_vocabulary_that_cannot_be_is_refused(size: int) -> None:
     with pytest.raises(ConfigError, match=str(size)):

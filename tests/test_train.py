@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from backgpt.config import TrainConfig, build, read_toml
 from backgpt.errors import BackgptError, ConfigError, DataError, StoppedError, TrainingError
 from backgpt.model_folder import LATEST, pointed, read_model
 from backgpt.run import Run
-from backgpt.run_folder import read_metrics
+from backgpt.run_folder import check_same_run, read_metrics
 from backgpt.train import train
 
 TINY = {
@@ -326,7 +327,8 @@ def test_training_begins_from_given_weights(
     assert given.keys() == run.model.state_dict().keys()
     for name, tensor in run.model.state_dict().items():
         assert np.array_equal(tensor.numpy(), given[name])
-    assert any("direction = backward" in text for text in notes.notices)
+    says = f"{config.init} has direction = backward; this run trains it with direction = forward"
+    assert says in notes.notices
 
 
 def test_a_tuned_run_goes_on_when_what_it_began_from_is_gone(
@@ -409,6 +411,49 @@ def test_a_compiled_run_resumes_bit_for_bit(dataset_path: Path, tmp_path: Path) 
     torch.compiler.reset()
     train(broken, report=Notes())
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_signal_is_answered_at_once_and_one_time(dataset_path: Path, tmp_path: Path) -> None:
+    class Told(Notes):
+        told = threading.Event()
+
+        def notice(self, text: str) -> None:
+            super().notice(text)
+            self.told.set()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert notes.told.wait(timeout=20)  # while the step is not done
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    notes = Told({3: interrupt})
+    with pytest.raises(StoppedError):
+        train(settings(dataset_path, tmp_path / "run", log_every=1), report=notes)
+    assert notes.notices == ["stopping after this step; again to stop now"]
+
+
+def test_a_folder_of_something_else_is_not_trained_into(dataset_path: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("")
+    for out, name in ((dataset_path, "dataset.json"), (thesis, "chapter.tex")):
+        before = sorted(out.iterdir())
+        with pytest.raises(ConfigError, match=f"holds {name} and is no run folder: choose another"):
+            train(settings(dataset_path, out), report=Notes())
+        assert sorted(out.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("metrics.jsonl", "samples.md", "config.toml.tmp", "checkpoints", ".DS_Store")]
+)
+def test_an_empty_folder_and_what_a_killed_run_left_are_trained_into(
+    dataset_path: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in names:
+        (out / name).mkdir() if name == "checkpoints" else (out / name).write_text("")
+    check_same_run(settings(dataset_path, out))
 
 
 def test_weights_of_another_shape_are_refused(

@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--bring", metavar="NAME", help="bring this model, such as base")
     parser.add_argument("--anyway", action="store_true", help="train though the tests fail")
     given = parser.parse_args()
+    if not (given.folder / PLAN).is_file():
+        sys.exit(f"there is no {given.folder / PLAN}: give a folder that pack or unpack made")
     if given.command == "status":
         print(table(read_plan(given.folder / PLAN), State(given.folder)))
         return

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
+from backgpt.errors import CorruptFileError, DataError, UsageError
+from backgpt.files import cannot_write
 from backgpt.foreign_folder import copy_folder, read_folder
 from backgpt.foreign_model import ForeignModel
 from backgpt.foreign_tokenizer import vocabulary, with_markers
@@ -81,7 +82,7 @@ def import_model(
         else:
             save_model(folder, out, files={README: card})
     except OSError as error:
-        raise BackgptError(f"cannot write {out}: {error.strerror}; make room") from None
+        raise cannot_write(out, error) from None
     start, end = (None if id_ is None else made.name_of(id_) for id_ in made.marker_ids)
     return Imported(
         out=out,

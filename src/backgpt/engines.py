@@ -1,5 +1,6 @@
 """Which engine runs a model: native where it can be, or torch, or what its family asks for."""
 
+import re
 from importlib.util import find_spec
 from typing import Literal
 
@@ -9,6 +10,7 @@ from backgpt.model_folder import ModelFolder
 from backgpt.quantize import dequantized
 
 EngineName = Literal["native", "torch"]
+DEVICES = re.compile(r"auto|cpu|(cuda|mps|xpu)(:\d+)?")
 
 
 def open_engine(
@@ -24,6 +26,8 @@ def open_engine(
 
     Raises UsageError for what does not fit together, MissingExtraError without an engine.
     """
+    if not DEVICES.fullmatch(device):  # said without torch, where that is not installed
+        raise UsageError(f"device = {device!r} cannot be used here: try 'cpu' or 'auto'")
     if folder.family != "qwen3":
         if threads is not None or isa is not None:
             raise UsageError("threads and isa are for the native engine: leave them out")

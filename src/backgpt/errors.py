@@ -22,6 +22,10 @@ class UsageError(BackgptError):
     exit_code = EXIT_USAGE
 
 
+class TooLongError(UsageError):
+    """A text is longer than the model can read."""
+
+
 class ConfigError(UsageError):
     """A setting is unknown, of the wrong type, or outside its range."""
 
@@ -34,7 +38,10 @@ class MissingExtraError(UsageError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'backgpt[{extra}]'")
+        super().__init__(
+            f"{feature} needs the extra '{extra}': pip install 'backgpt[{extra}]' "
+            f"(in a clone: pip install -c constraints.txt '.[{extra}]')"
+        )
 
 
 class CorruptFileError(BackgptError):

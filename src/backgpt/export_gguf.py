@@ -14,7 +14,7 @@ import numpy as np
 
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
 from backgpt.export import Source, metadata
-from backgpt.files import sync_folder
+from backgpt.files import cannot_write, sync_folder
 from backgpt.quantize import count_parameters
 from backgpt.tokenizer import SPECIAL_TOKENS
 
@@ -75,7 +75,7 @@ def export_gguf(source: Source, out: Path, *, dtype: GgufType = "f32") -> None:
             finally:
                 writer.close()
     except OSError as error:
-        raise BackgptError(f"cannot write {out}: {error.strerror}; make room") from None
+        raise cannot_write(out, error) from None
 
 
 def gguf_name(name: str) -> str:

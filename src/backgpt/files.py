@@ -1,7 +1,10 @@
 """Files that are there whole or not at all, also after a power cut."""
 
+import errno
 import os
 from pathlib import Path
+
+from backgpt.errors import BackgptError
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -22,6 +25,12 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def cannot_write(path: Path, error: OSError) -> BackgptError:
+    """Return what tells a user that `path` could not be written."""
+    way_out = "make room" if error.errno == errno.ENOSPC else "choose another place"
+    return BackgptError(f"cannot write {path}: {error.strerror or error}; {way_out}")
 
 
 def sync_folder(folder: Path) -> None:

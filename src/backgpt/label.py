@@ -13,9 +13,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,7 +26,7 @@ from backgpt.chat import Template
 from backgpt.config import Settings
 from backgpt.datasets.records import Document
 from backgpt.engine import Engine
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError, UsageError
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_whole
 from backgpt.generate import Text, collect_all
 from backgpt.messages import Message
@@ -107,11 +107,14 @@ def label(
     """Label `texts` and append to `out`; go on if it was begun before, up to `limit` texts in all.
 
     `report` is called after each batch. Raises UsageError for models that do not run the way they
-    must, a changed setting, or an `out` of other origin; CorruptFileError if it was altered.
+    must, a changed setting, or an `out` of other origin; DataError if there is no text;
+    CorruptFileError if `out` was altered.
     """
     judge = _judge(model, twin, settings)
+    _check_place(out)
     state = _state_of(out, settings)
     rest = _rest(texts, state)
+    _begin(out, state)
     if limit is not None:
         rest = islice(rest, max(limit - state.n_texts, 0))
     with out.open("ab") as file:
@@ -284,33 +287,51 @@ def _line(pair: Pair) -> bytes:
     return f"{json.dumps(vars(pair), ensure_ascii=False)}\n".encode()
 
 
+def _check_place(out: Path) -> None:
+    """Raise UsageError unless `out` names a file in a folder that is there."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: name a file, such as pairs.jsonl")
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent}: make it, or choose another --out")
+
+
 def _state_of(out: Path, settings: LabelSettings) -> LabelState:
-    """Return how far the job has come, with `out` cut back to just that. Raises as `label`."""
+    """Return how far the job has come; anew before its first text. Raises as `label`."""
     file = out.with_name(out.name + STATE_SUFFIX)
     if not file.is_file():
         if out.exists() and out.stat().st_size:
             raise UsageError(f"{out} is there, and {file.name} is not: choose another --out")
-        state = LabelState(settings=settings)
-        _write_state(out, state)
-        return state
+        return LabelState(settings=settings)
     try:
         state = read_as(LabelState, file)
     except ConfigError as error:
         raise CorruptFileError(str(error)) from None
+    if not state.n_texts:
+        return LabelState(settings=settings)
     for key, value in settings:
         before = getattr(state.settings, key)
         if value != before:
             raise UsageError(
-                f"{out} was begun with {key} = {before!r}, not {value!r}: "
+                f"{out} was begun {_with(key, before)}, not {_with(key, value)}: "
                 "give the same to go on, or another --out to start anew"
             )
+    return state
+
+
+def _with(key: str, value: Any) -> str:
+    return f"without {key}" if value is None else f"with {key} = {value!r}"
+
+
+def _begin(out: Path, state: LabelState) -> None:
+    """Write the state of a job that is new, and cut `out` back to just what is done."""
+    if not state.n_texts:
+        _write_state(out, state)
     with out.open("ab+") as lines:
         lines.seek(0)
         n_kept = sum(1 for _ in islice(lines, state.n_kept))
         if (n_kept, lines.tell()) != (state.n_kept, state.n_bytes):
             raise CorruptFileError(f"{out} is not as it was left: start anew with another --out")
         lines.truncate(state.n_bytes)  # of a batch that was not finished
-    return state
 
 
 def _write_state(out: Path, state: LabelState) -> None:
@@ -321,10 +342,18 @@ def _write_state(out: Path, state: LabelState) -> None:
 
 
 def _rest(texts: Iterable[Document], state: LabelState) -> Iterator[Document]:
-    """Return the texts that are still to do. Raises UsageError if those that are done changed."""
+    """Return the texts that are still to do, the first of a new job already read.
+
+    Raises UsageError if those that are done changed, DataError if there is none at all.
+    """
     rest = iter(texts)
+    if not state.n_texts:
+        first = next(rest, None)
+        if first is None:
+            raise DataError(f"{state.settings.source} is empty: there is no text in it")
+        return chain([first], rest)
     last = deque(islice(rest, state.n_texts), maxlen=1)
-    if state.n_texts and [_sha256(text.text) for text in last] != [state.last_text]:
+    if [_sha256(text.text) for text in last] != [state.last_text]:
         raise UsageError(
             f"the first {state.n_texts:,} texts are no longer those that were labeled: "
             "start anew with another --out"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from backgpt.arrays import read_arrays, serialized
-from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
-from backgpt.files import write_synced
+from backgpt.errors import CorruptFileError, DataError, UsageError
+from backgpt.files import cannot_write, write_synced
 from backgpt.language import Language
 from backgpt.manifest import MANIFEST, read_json, verify, whole_folder, write_json
 from backgpt.order import Directions, Unit
@@ -204,7 +204,7 @@ def save_model(
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 write_synced(temporary / name, data)
     except OSError as error:
-        raise BackgptError(f"cannot write {folder}: {error.strerror}; make room") from None
+        raise cannot_write(folder, error) from None
 
 
 def folder_of(path: Path) -> Path:

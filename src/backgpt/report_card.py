@@ -96,9 +96,10 @@ def report_card(
     model, twin = pairs[0]
     context = min(context_size(one.engine, one.language) for pair in pairs for one in pair)
     if len(texts) <= extent.samples:
+        counted = "1 text is" if len(texts) == 1 else f"{len(texts)} texts are"
         raise DataError(
-            f"{len(texts)} texts are too few beside samples = {extent.samples}, which are compared "
-            "with as many of them and those with the others: give more, or write fewer"
+            f"{counted} too few beside samples = {extent.samples}, which are compared with as many "
+            "of them and those with the others: give more as --data, or fewer --samples"
         )
     endings = draw_endings(texts, extent.endings, seed=seed)
     halves = halves_of(model, twin, choose(texts, extent.ranked, seed=seed + 2))

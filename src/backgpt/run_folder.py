@@ -12,11 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from backgpt.checkpoint import CHECKPOINTS
 from backgpt.config import TrainConfig, build, read_toml, to_toml
 from backgpt.errors import BackgptError, ConfigError
 from backgpt.files import write_whole
+from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
+
+KNOWN = frozenset({SETTINGS, METRICS, SAMPLES, CURVE, CHECKPOINTS, BEST, LATEST, "tensorboard"})
+"""What a run writes; before its first checkpoint it may have left some of that."""
 
 CHANGEABLE = frozenset(
     {"out", "data", "max_steps", "epochs", "log_every", "eval_every", "save_every", "keep_last"}
@@ -35,7 +40,9 @@ def check_same_run(config: TrainConfig) -> None:
     run, file = config.out, config.out / SETTINGS
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run} is not a folder: choose another --out")
-    if file.is_file():
+    if not file.is_file():
+        _check_no_other(run)
+    else:
         before = build(TrainConfig, read_toml(file), origin=str(file))
         for key, value in config:
             if key not in CHANGEABLE and value != getattr(before, key):
@@ -43,6 +50,14 @@ def check_same_run(config: TrainConfig) -> None:
                     f"{run} was started with {key} = {getattr(before, key)!r}, not {value!r}: "
                     "give the same settings to go on, or another --out to start anew"
                 )
+
+
+def _check_no_other(run: Path) -> None:
+    """Raise ConfigError if a folder without settings holds something else than a run begun."""
+    names = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
+    for name in names:
+        if name.removesuffix(".tmp") not in KNOWN and not name.startswith("."):
+            raise ConfigError(f"{run} holds {name} and is no run folder: choose another --out")
 
 
 def write_settings(config: TrainConfig) -> None:

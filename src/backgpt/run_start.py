@@ -36,8 +36,9 @@ def weights_to_tune(config: TrainConfig, *, notice: Callable[[str], None]) -> Ar
     """Return the weights of the model that a run begins from."""
     model = read_model(find(config.init))
     for name, value in (("direction", model.direction), ("unit", model.unit)):
-        if getattr(config, name) != value:
-            notice(f"{config.init} has {name} = {value}; it is trained on the other way")
+        wanted = getattr(config, name)
+        if wanted != value:
+            notice(f"{config.init} has {name} = {value}; this run trains it with {name} = {wanted}")
     return model.weights
 
 

@@ -166,7 +166,8 @@ class Session:
     def save(self, path: Path) -> None:
         """Write all conversations and settings to `path` as JSON, whole or not at all.
 
-        Raises OSError.
+        Raises UsageError if something else than a saved chat is there, BackgptError if the disk
+        refuses.
         """
         saved = SavedSession(
             version=1,

@@ -13,8 +13,8 @@ from typing import Literal
 from backgpt.card import read_as
 from backgpt.chat import Mode
 from backgpt.config import Settings
-from backgpt.errors import ConfigError, CorruptFileError
-from backgpt.files import write_whole
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, UsageError
+from backgpt.files import cannot_write, write_whole
 from backgpt.messages import Role
 from backgpt.order import Unit
 
@@ -76,9 +76,16 @@ class SavedSession(Settings):
 
 
 def write_session(saved: SavedSession, path: Path) -> None:
-    """Write a chat to `path` whole or not at all. Raises OSError."""
+    """Write a chat to `path` whole or not at all, over a saved chat but over nothing else.
+
+    Raises UsageError if that cannot be there, BackgptError if the disk refuses.
+    """
+    _check_place(path)
     text = json.dumps(saved.model_dump(mode="json"), ensure_ascii=False)
-    write_whole(path, f"{text}\n".encode())
+    try:
+        write_whole(path, f"{text}\n".encode())
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def read_session(path: Path) -> SavedSession:
@@ -87,3 +94,16 @@ def read_session(path: Path) -> SavedSession:
         return read_as(SavedSession, path)
     except ConfigError as error:
         raise CorruptFileError(f"not a saved chat: {error}") from None
+
+
+def _check_place(path: Path) -> None:
+    """Raise UsageError unless `path` is free, or a saved chat, in a folder that is there."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file, such as chat.json")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}: make it, or name another file")
+    if path.exists():
+        try:
+            read_session(path)
+        except BackgptError:
+            raise UsageError(f"{path} is there and is no saved chat: name another file") from None

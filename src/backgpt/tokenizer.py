@@ -285,7 +285,11 @@ def _refuse_surrogates(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        character = text[error.start]
+        if "\udc80" <= character <= "\udcff":  # how Python reads a byte that is not UTF-8
+            place = f"character {error.start}, byte {ord(character) & 0xFF:#x}"
+            raise DataError(f"the text is not UTF-8 at {place}: convert it") from None
         raise DataError(
-            f"character {error.start} is the lone surrogate {text[error.start]!r}, "
+            f"character {error.start} is the lone surrogate {character!r}, "
             "which is not text: remove it"
         ) from None

@@ -6,8 +6,10 @@ so a resumed run is the unbroken one, bit for bit on CPU.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from types import FrameType
 
 from backgpt.config import TrainConfig
@@ -31,7 +33,7 @@ def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> Run
     if ranks.first:
         report.started(first_step=first_step, max_steps=run.max_steps)
 
-    with _catch_signals() as signals:
+    with _catch_signals(report.notice if ranks.first else None) as signals:
         for step in range(first_step, run.max_steps):
             scale = schedule(
                 step,
@@ -68,14 +70,27 @@ def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> Run
 
 
 @contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collect the exit codes of SIGINT and SIGTERM instead of dying; a second SIGINT interrupts."""
+def _catch_signals(tell: Callable[[str], None] | None) -> Iterator[list[int]]:
+    """Collect the exit codes of SIGINT and SIGTERM instead of dying; a second SIGINT interrupts.
+
+    The first is answered at once through `tell`, on a thread: a handler that prints may find itself
+    in the middle of a print.
+    """
     codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
     received: list[int] = []
+    answers: SimpleQueue[str] = SimpleQueue()  # what a handler may put into at any time
+
+    def answer() -> None:
+        while text := answers.get():
+            if tell is not None:
+                tell(text)
 
     def note(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not received:
+            again = "; again to stop now" if number == signal.SIGINT else ""
+            answers.put(f"stopping after this step{again}")
         received.append(codes[signal.Signals(number)])
 
     try:
@@ -83,8 +98,12 @@ def _catch_signals() -> Iterator[list[int]]:
     except ValueError:  # not the main thread: whoever owns it decides
         yield received
         return
+    thread = Thread(target=answer, daemon=True)
+    thread.start()
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        answers.put("")
+        thread.join()

@@ -29,6 +29,10 @@ from backgpt.cli.train import train
 from backgpt.cli.unreverse import unreverse
 from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
 
+UNEXPECTED = "Got unexpected extra argument(s) "
+EXPECTED = {"sample": "--ending", "train": "--data", "serve": "--model"}
+"""The option that a text without one was probably meant for."""
+
 app = typer.Typer(
     name="backgpt",
     add_completion=False,
@@ -86,9 +90,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
         sys.exit(EXIT_FAILURE)
     except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILURE)
+        place = error.filename or "standard output or a file"
+        _fail(f"{place}: {error.strerror or error}", EXIT_FAILURE)
     except Exception as error:
-        usage = _parser_error(error)
+        usage = _parser_error(error, given)
         if usage is None:
             raise
         _fail(*usage)
@@ -117,14 +122,22 @@ def _write_any_text() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _parser_error(error: Any) -> tuple[str, int] | None:
+def _parser_error(error: Any, given: list[str]) -> tuple[str, int] | None:
     """Return message and exit code of an error that the option parser raised, or None."""
     if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
         return None
     context = getattr(error, "ctx", None)
-    command = context.info_name if context and context.parent else ""
-    message = " ".join(error.format_message().split())
-    return f"{message}: see 'backgpt {command} --help'", int(error.exit_code)
+    if context is not None:
+        command = context.info_name if context.parent else ""
+    else:  # an option without its value: the parser says only that
+        command = next((name for name in given[:1] if not name.startswith("-")), "")
+    message = " ".join(error.format_message().split()).replace("Value error, ", "", 1)
+    extra = message.removeprefix(UNEXPECTED)
+    if extra != message and command in EXPECTED:
+        what_to_do = f"try 'backgpt {command} {EXPECTED[command]} \"{extra[1:-1]}\"'"
+    else:
+        what_to_do = f"see '{' '.join(filter(None, ('backgpt', command)))} --help'"
+    return f"{message.removesuffix('.')}: {what_to_do}", int(error.exit_code)
 
 
 def _fail(message: str, code: int) -> NoReturn:

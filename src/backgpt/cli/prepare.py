@@ -74,8 +74,8 @@ def _summary(report: "PrepareReport") -> list[str]:
     for name, split in (("training", report.train), ("validation", report.valid)):
         per_token = split.text_bytes / split.tokens if split.tokens else 0
         lines.append(
-            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, "
-            f"{split.text_bytes / 1e6:,.1f} MB, {per_token:.2f} bytes a token"
+            f"{name}: {split.documents:,} document{'s' * (split.documents != 1)}, "
+            f"{split.tokens:,} tokens, {_size(split.text_bytes)}, {per_token:.2f} bytes a token"
         )
     dropped = (
         (report.empty, "empty"),
@@ -86,3 +86,8 @@ def _summary(report: "PrepareReport") -> list[str]:
     if counts:
         lines.append(f"left out: {', '.join(counts)}")
     return [*lines, *report.notes]
+
+
+def _size(n_bytes: int) -> str:
+    """Return a size in MB, or in bytes where that would be next to nothing."""
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 100_000 else f"{n_bytes:,} bytes"

@@ -1,11 +1,13 @@
 """`backgpt serve`: the page and the API, on this machine."""
 
+import errno
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from typer import Option
 
@@ -73,6 +75,8 @@ def serve(
             f"host = {host}: others could reach this server; give it an API key "
             f"(--api-key-file or {KEY_VARIABLE}), or say --open-to-network"
         )
+    if upstream is not None:
+        _check_url(upstream)
     try:
         import uvicorn  # noqa: F401
 
@@ -176,6 +180,17 @@ def _api_key(file: Path | None) -> str | None:
     return key
 
 
+def _check_url(url: str) -> None:
+    """Raise UsageError unless `url` is that of a server."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(f"upstream = {url!r}: give a URL such as http://127.0.0.1:8000")
+
+
 def _rules(host: str, key: str | None, allowed: list[str] | None) -> "Rules":
     from backgpt.server.guard import Rules
 
@@ -191,15 +206,17 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that is bound. Raises BackgptError if that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        socket.getaddrinfo(host, port, family)
+    except (OSError, UnicodeError):
+        raise UsageError(f"host = {host!r} has no address: choose another --host") from None
+    try:
         return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        wrong = "host" if error.errno == errno.EADDRNOTAVAIL else "port"
         raise BackgptError(
-            f"cannot listen on {host}, port {port}: {_reason(error)}; choose another --port"
+            f"cannot listen on {host}, port {port}: {reason}; choose another --{wrong}"
         ) from None
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 def _url(listening: socket.socket) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
-from backgpt.cli.training import load_torch, overridden
+from backgpt.cli.training import LENGTHS, load_torch, overridden
+from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":
     resumed = Path(values.get("out", TrainConfig.model_fields["out"].default)) / SETTINGS
     if resumed.is_file():
         values = overridden(read_toml(resumed), values)
+    if not from_file and not LENGTHS & values.keys():
+        raise UsageError("say how long: --epochs 2.5 or --max-steps 1000")
     return build(TrainConfig, values, origin=str(file) if from_file else "settings")
 
 
