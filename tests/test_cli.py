@@ -237,7 +237,7 @@ def test_a_bad_request_to_sample_is_one_line_and_exit_code_2(
             ["different tokenizers", "same prepared data"],
         ),
         (["--ending=x", "--opening="], ["the opening is empty"]),
-        (["--ending=x", "--opening=-"], ["the opening is empty"]),
+        (["--ending=x", "--opening=-"], ["standard input is empty"]),
         (["--ending=x", "--opening=x", "--prompt=x"], ["--prompt cannot be had with a bridge"]),
         (
             ["--ending=x", "--opening=x", "--stop=x", "--continues"],
@@ -383,7 +383,8 @@ def test_verse_has_a_line_for_each_word() -> None:
 
 
 def test_no_ending_and_too_long_an_ending_are_refused(run: Path) -> None:
-    assert_refused(backgpt_command("sample", "--model", run), 2, "give it an ending")
+    assert_refused(backgpt_command("sample", "--model", run), 2, '--ending "The end."')
+    assert_refused(backgpt_command("sample", "--model", run, "--ending= \n"), 2, "is blank")
     long = backgpt_command("sample", "--model", run, "--ending", "and then " * 100)
     assert_refused(long, 2, "reads at most 64", "shorter")
 

@@ -261,7 +261,7 @@ def test_json_has_candidates_their_log_probabilities_and_the_seed(run: Path) -> 
 @pytest.mark.parametrize(
     ("flags", "text", "reason"),
     [
-        ([], " \n", "standard input is empty: give a message"),
+        ([], " \n", "standard input is empty: give a text"),
         (["--mode=reply"], " \n", "standard input is empty"),
         (["--mode=sideways"], "x", "sideways"),
         (["--turns=2"], "x", "--turns is for --mode rewind"),

@@ -141,6 +141,12 @@ class Run:
             self.clock = (time.perf_counter(), self.tokens)
             step = checkpoint.step
             self._notice(f"going on from step {step:,} in {self.config.out}")
+        config, n_parameters = self.config, sum(p.numel() for p in self.model.parameters())
+        ids = config.batch_size * config.grad_accum_steps * self.shape.block_size
+        self._notice(
+            f"{n_parameters / 1e6:.1f}M parameters on {self.device.type}: {self.max_steps:,} steps "
+            f"of up to {ids:,} ids, the first of them slower"
+        )
         if self.ranks.first:
             self.board = _board(self.config) if self.config.tensorboard else None
             run_folder.write_settings(self.config)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Kind = Literal["text", "bridge", "around", "verse"]
 
 CALLED: dict[Kind, str] = {"bridge": "a bridge", "around": "--around", "verse": "verse"}
+TO_START_FROM = ("ending", "opening", "prompt", "words", "length")
 _OF_TEXTS = ("prompt", "order", "continues", "stop", "rank", "stream")
 NOT_WITH: dict[Kind, tuple[str, ...]] = {
     "text": (),
@@ -70,6 +71,8 @@ class Asked:
             raise UsageError(f"best-of = {self.best_of}: it must be 1 or more")
         if self.lines is not None and self.lines < 1:
             raise UsageError(f"lines = {self.lines}: it must be 1 or more")
+        if kind == "text" and not any(map(self._is_given, TO_START_FROM)):
+            raise UsageError('give a text to start from, such as --ending "The end."')
         named = [name for name in NOT_WITH[kind] if self._is_given(name)]
         if named:
             raise UsageError(f"{flags_of(named)} cannot be had with {CALLED[kind]}: leave it out")
@@ -105,6 +108,9 @@ class Asked:
         if texts.count("-") > 1:
             raise UsageError("- reads standard input: give it once")
         ending, opening, around = (standard_input() if text == "-" else text for text in texts)
+        given = ending or opening
+        if self.kind() == "text" and given and not given.strip():
+            raise UsageError(f"the text {given!r} is blank: give some words")
         return replace(self, prompt=None, ending=ending, opening=opening, around=around)
 
     @property

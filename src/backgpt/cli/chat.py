@@ -11,7 +11,7 @@ from typer import Option
 
 from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
 from backgpt.cli.written import SEPARATOR
-from backgpt.errors import DataError, UsageError
+from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
 
 if TYPE_CHECKING:
@@ -152,21 +152,13 @@ def _saved_session(
 def _say_once(session: "Session") -> None:
     """Say what standard input holds, and print what is written; all else to standard error."""
     session.notice = lambda notice: print(f"backgpt: {notice}", file=sys.stderr)
-    for _ in session.say(_message()):
+    for _ in session.say(standard_input().strip()):
         pass
     messages = session.transcript
     if session.mode == "rewind":
         print(as_transcript(messages))
     else:
         print(messages[0 if session.mode == "ask" else -1].text)
-
-
-def _message() -> str:
-    """Return what standard input holds. Raises DataError if that is nothing."""
-    message = standard_input().strip()
-    if not message:
-        raise DataError('standard input is empty: give a message, as echo "Paris." does')
-    return message
 
 
 def _write_candidates(
@@ -178,7 +170,7 @@ def _write_candidates(
         "reply": model.reply,
         "rewind": model.rewind,
     }
-    message = _message()
+    message = standard_input().strip()
     found = ways[mode](message, **settings)
     if not as_json:
         print(SEPARATOR.join(_shown(one) for one in found))

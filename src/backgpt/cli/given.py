@@ -40,11 +40,17 @@ def open_model(
 
 
 def standard_input() -> str:
-    """Return all of standard input, without the line break a shell puts at its end."""
+    """Return all of standard input, without the line break a shell puts at its end.
+
+    Raises DataError if it is empty or not UTF-8.
+    """
     try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 at byte {error.start}: convert it") from None
+    if not text.strip():
+        raise DataError("standard input is empty: give a text")
+    return text
 
 
 def sampling_from(**given: float | int | None) -> "Sampling":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL, open_model, standard_input
-from backgpt.errors import DataError, UsageError
+from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
@@ -153,10 +153,7 @@ def _documents(
     from backgpt.datasets.files import document
 
     if file == "-":
-        texts = list(document(standard_input(), "standard input", tally))
-        if not texts:
-            raise DataError("standard input is empty: there is no text in it")
-        return iter(texts)
+        return iter(list(document(standard_input(), "standard input", tally)))
     from backgpt.cli.progress import ByteProgress
 
     with ByteProgress() as progress:
