@@ -60,6 +60,8 @@ def test_in_front_of_a_server_of_ours_texts_are_the_same(
         {"prompt": ["One.", "Two."], "seed": 2, "n": 2, "max_tokens": 9, "top_k": 30},
         {"prompt": "Once", "backgpt": {"direction": "forward"}, "seed": 4, "max_tokens": 20},
         {"suffix": "The end.", "seed": 5, "max_tokens": 60, "stop": ["e", "a"]},
+        {"prompt": "One day", "suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2},
+        {"suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2, "best_of": 4},
         {"suffix": "The end.", "seed": 5, "max_tokens": 9, "echo": True, "logprobs": 0},
     ):
         ours, theirs = (
