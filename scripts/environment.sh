@@ -16,7 +16,10 @@ environment() {
     local backgpt="backgpt${1:+[$1]}"
     local stamp=".venv/installed-${1:-plain}"
     local sources=(pyproject.toml constraints.txt CMakeLists.txt native)
-    if [ ! -e "$stamp" ] || [ -n "$(find "${sources[@]}" -newer "$stamp" -print -quit)" ]; then
+    # Without its link to this folder it was installed by hand, as a copy of the code.
+    local link=".venv/lib/*/site-packages/_editable_skbc_backgpt.pth"
+    if [ ! -e "$stamp" ] || ! compgen -G "$link" >/dev/null ||
+        [ -n "$(find "${sources[@]}" -newer "$stamp" -print -quit)" ]; then
         echo "installing $backgpt into .venv (once)" >&2
         python -m pip install --quiet --constraint constraints.txt --editable ".${1:+[$1]}"
         touch "$stamp"
