@@ -157,6 +157,7 @@ def test_a_limit_takes_the_first_validation_texts(
         run(job(out, lines, limit=1))
 
 
+@pytest.mark.slow
 def test_flipped_texts_change_the_sign_of_the_gap_exactly(
     measured: tuple[Path, ArrowReport], lines: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_text_to_stop_at_ends_what_is_written_and_is_no_part_of_it(run: Path) 
     assert_refused(backgpt_command(*options, "--stop="), 2, "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_goes_into_a_pipe_is_utf_8_whatever_the_locale(run: Path, encoding: str) -> None:
     def done(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -500,6 +501,7 @@ def test_prepare_says_what_it_made_and_peeks_in_both_orders(tmp_path: Path) -> N
     assert "already prepared" in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
@@ -551,6 +553,7 @@ def test_an_unknown_key_in_toml_names_the_closest(tmp_path: Path, dataset_path: 
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -603,6 +606,7 @@ def test_help_names_all_presets(command: str) -> None:
     assert f"One of {', '.join(PRESETS)}." in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["flip", "cut", "tokenizer"])
 def test_damaged_data_is_refused_before_the_run_begins(
     tmp_path: Path, dataset_path: Path, change: str

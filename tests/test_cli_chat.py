@@ -258,6 +258,7 @@ def test_json_has_candidates_their_log_probabilities_and_the_seed(run: Path) -> 
         assert set(candidate) == {"messages", "seed", "finish_reason", "logprob"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "text", "reason"),
     [
@@ -314,6 +315,7 @@ def test_a_saved_chat_is_shown_and_goes_on_where_it_was(
     assert again.name == str(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "mode"), [([], "ask"), (["--mode=rewind"], "rewind"), (["--mode=reply"], "reply")]
 )
@@ -333,6 +335,7 @@ def test_in_a_pipe_a_saved_chat_goes_on_by_one_message(
         assert shown[2:] == Session.load(saved, session.model).transcript
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "code", "reason"),
     [

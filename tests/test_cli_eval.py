@@ -97,6 +97,7 @@ def data(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_card_is_written_printed_and_the_same_again(
     command: Callable[..., Done], models: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -434,6 +434,7 @@ FOLDERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind", "changes", "becomes"), FOLDERS)
 def test_a_folder_writes_what_transformers_writes_on_ids_reversed_by_hand(
     family: str,
@@ -670,6 +671,7 @@ def test_a_forward_model_is_flipped_and_learns(flipping: dict[str, Any]) -> None
     assert model.score("The end.").loss > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [{"rope_theta": 1e6}, {"head_dim": 32}, {"norm_eps": 1e-5}], ids=str
 )

@@ -107,6 +107,7 @@ def chat_settings(base: Path, folder: Path, **changes: object) -> TrainConfig:
     return build(TrainConfig, {**settings, **SHAPE, **changes}, origin="test")
 
 
+@pytest.mark.slow
 def test_a_tuned_chat_asks_the_question_that_it_learned(base: Path, tmp_path: Path) -> None:
     notes = Notes()
     config = chat_settings(base, tmp_path, chat_valid=(str(tmp_path / "train.jsonl"),))

@@ -389,6 +389,7 @@ def test_the_command_labels_a_file_and_goes_on(run: Path, texts: list[str], tmp_
     assert {record["source"].split(":")[0] for record in lines(out)} <= {"texts.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

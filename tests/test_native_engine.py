@@ -123,6 +123,7 @@ def floats(weights: Arrays) -> Arrays:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n == "base" else ()) for n in PRESETS]

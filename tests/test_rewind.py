@@ -50,6 +50,7 @@ def model_of(tokenizer: Tokenizer, unit: Unit = "token", *, bias: float = Terse.
     return Model(config, Language(tokenizer, "backward", unit), engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_roles_alternate_and_the_ids_are_the_transcript(tokenizer: Tokenizer, unit: Unit) -> None:
     model = model_of(tokenizer, unit)

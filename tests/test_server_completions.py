@@ -161,6 +161,7 @@ def test_every_prompt_has_its_own_best(address: str, model: Model) -> None:
         assert choice["text"] + ending == best.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "direction"), [("token", "backward"), ("word", "backward"), ("token", "forward")]
 )
@@ -253,6 +254,7 @@ def test_a_list_of_prompts_is_answered_as_each_alone(address: str) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
 def test_a_prompt_of_ids_is_the_text_they_make(
     address: str, tokenizer: Tokenizer, name: str
@@ -266,6 +268,7 @@ def test_a_prompt_of_ids_is_the_text_they_make(
         assert [choice["text"] for choice in both] == [one["text"]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "words", "tiny:forward"])
 @pytest.mark.parametrize("echo", [False, True])
 @pytest.mark.parametrize("stop", [None, " "])

@@ -165,6 +165,7 @@ def test_whole_sentences_score_as_in_process_and_so_do_pairs(
         assert sum(likelier) > 0.9 * n_pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_native_engine_gives_the_same_numbers_in_any_batch(
     address: str, models: dict[str, Model], direction: Direction

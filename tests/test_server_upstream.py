@@ -79,6 +79,7 @@ def test_in_front_of_a_server_of_ours_texts_are_the_same(
                 assert joined(live, choice["index"]) == choice["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ask", "rewind", "reply"])
 def test_chats_are_the_same_turn_by_turn(addresses: tuple[str, str], mode: str) -> None:
     asked: dict[str, Any] = {"messages": [{"role": "user", "content": "The dog."}], "n": 4}
@@ -298,6 +299,7 @@ def test_a_list_of_models_that_cannot_be_read_is_a_502(model: Model, models: byt
     assert caught.value.status == 502
 
 
+@pytest.mark.slow
 def test_more_than_a_hundred_are_written_at_a_time(model: Model) -> None:
     count, let_go = 0, asyncio.Event()
 

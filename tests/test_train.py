@@ -331,6 +331,7 @@ def test_training_begins_from_given_weights(
     assert says in notes.notices
 
 
+@pytest.mark.slow
 def test_a_tuned_run_goes_on_when_what_it_began_from_is_gone(
     finished: Path, dataset_path: Path, tmp_path: Path
 ) -> None:

@@ -234,6 +234,7 @@ def test_the_command_is_a_filter() -> None:
     assert done.stdout == b"A cat. The end.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

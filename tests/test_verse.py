@@ -138,6 +138,7 @@ def test_every_line_ends_with_its_word_to_the_byte(
     assert not model.engine.rows  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_the_seed_decides_what_is_written(tokenizer: Tokenizer, unit: Unit) -> None:
     model = tiny_model(tokenizer, unit=unit)
