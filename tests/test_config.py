@@ -88,3 +88,14 @@ def test_a_toml_file_that_is_not_one_is_named(tmp_path: Path) -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         settings().lr = 1.0  # type: ignore[misc]
+
+
+def test_settings_name_the_preset_unless_a_model_is_begun_from() -> None:
+    given = {"data": "data", "max_steps": 1}
+    resolved = build(TrainConfig, given, origin="test")
+    assert resolved.preset == "nano"
+    assert 'preset = "nano"' in to_toml(resolved)
+    assert resolved == build(TrainConfig, {**given, "preset": "nano"}, origin="test")
+    tuned = build(TrainConfig, {**given, "init": "base"}, origin="test")
+    assert tuned.preset is None
+    assert "preset" not in to_toml(tuned)

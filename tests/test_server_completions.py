@@ -107,8 +107,7 @@ def test_a_prompt_and_a_suffix_are_bridged_as_python_does(
     asked |= {"n": 2, "best_of": 5, "backgpt": {"direction": way, "words": ["fox"]}}
     answer = post(address, PATH, **asked).json()
     writer = model if way == "backward" else model.turned()
-    asked_for = {"words": ["fox"], "max_new_tokens": 30, "seed": 5}
-    bridges = writer.bridge(opening, ending, 5, **asked_for)  # type: ignore[arg-type]
+    bridges = writer.bridge(opening, ending, 5, words=["fox"], max_new_tokens=30, seed=5)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     for choice, bridge in zip(answer["choices"], bridges, strict=False):
         assert opening + choice["text"] + ending == bridge.text

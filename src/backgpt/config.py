@@ -87,6 +87,14 @@ class TrainConfig(Settings):
     sample_endings: tuple[str, ...] = ("The end.", "and they lived happily ever after.")
     tensorboard: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_preset(cls, given: Any) -> Any:
+        """Name the preset, unless a model is begun from, which says what its shape is."""
+        if isinstance(given, Mapping) and given.get("preset") is given.get("init") is None:
+            return {**given, "preset": DEFAULT_PRESET}
+        return given
+
     @field_validator("init", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:

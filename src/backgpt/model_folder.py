@@ -298,7 +298,7 @@ def _shapes_only(folder: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118  (it is no dict)
                     shape = file.get_slice(name).get_shape()
                     yield name, np.broadcast_to(np.float32("nan"), shape)
         except (OSError, SafetensorError) as error:
