@@ -167,11 +167,15 @@ NB_MODULE(_native, module) {
       .def("score", &score, nb::arg("rows"), nb::arg("ids"), nb::arg("targets"),
            "Extend rows by ids; return log p of the target after each.")
       .def("copy",
-           [](Model& model, int source, int target) {
+           [](Model& model, int source, int target, int length) {
              check_row(model, model.cache(), source);
              if (target < 0 || target == source) throw std::invalid_argument("no such row");
-             model.cache().copy(source, target);
-           })
+             if (length < 0 || length > model.cache().length(source))
+               throw std::invalid_argument("a row cannot be copied beyond its end");
+             model.cache().copy(source, target, length);
+           },
+           nb::arg("source"), nb::arg("target"), nb::arg("length"),
+           "Make a row a copy of the first `length` ids of another.")
       .def("release",
            [](Model& model, int row) {
              if (row < 0) throw std::invalid_argument("no such row");

@@ -37,18 +37,18 @@ void Cache::reserve(int number, int length) {
   while (static_cast<int>(target.pages.size()) * kPage < length) add_page(target);
 }
 
-void Cache::copy(int source, int target) {
+void Cache::copy(int source, int target, int length) {
   release(target);
   Row& to = row(target);
   const Row& from = rows_[source];
-  const int full = from.length / kPage, left = from.length % kPage;
+  const int full = length / kPage, left = length % kPage;
   to.pages.assign(from.pages.begin(), from.pages.begin() + full);
   to.addresses.assign(from.addresses.begin(), from.addresses.begin() + full);
   if (left > 0) {
     add_page(to);
     std::memcpy(to.pages.back()->data(), from.pages[full]->data(), page_bytes_);
   }
-  to.length = from.length;
+  to.length = length;
 }
 
 void Cache::release(int number) {

@@ -24,8 +24,8 @@ class Cache {
   void reserve(int row, int length);
   void set_length(int row, int length) { rows_[row].length = length; }
 
-  // Makes `target` a copy of `source`.
-  void copy(int source, int target);
+  // Makes `target` a copy of the first `length` positions of `source`.
+  void copy(int source, int target, int length);
   void release(int row);
 
   // Where key head `kv_head` of `layer` finds its keys and values in `row`.

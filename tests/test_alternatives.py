@@ -67,6 +67,8 @@ def test_a_word_is_whole_and_its_probability_is_what_it_scores(
 class Table:
     """An engine that gives ids the probabilities written down for the ids read after a prompt."""
 
+    shares_beginnings = False
+
     def __init__(self, table: dict[tuple[int, ...], dict[int, float]], vocab_size: int) -> None:
         self.table, self.vocab_size, self.block_size = table, vocab_size, 64
         self.read: dict[int, tuple[int, ...]] = {}

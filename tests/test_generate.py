@@ -21,6 +21,8 @@ GREEDY = Sampling(top_k=1)
 class TableEngine:
     """An engine whose logits are any function of the ids a row has read."""
 
+    shares_beginnings = False
+
     def __init__(
         self, logits: Callable[[list[int]], FloatArray], vocab_size: int, block_size: int = 64
     ) -> None:

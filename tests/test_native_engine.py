@@ -252,6 +252,43 @@ def test_one_pass_and_many_steps_give_the_same_log_probabilities(dtype: str) -> 
         engine.release([row])
 
 
+class Counted:
+    """The extension's model, and how many ids it was given to score."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.scored = model, 0
+
+    def score(self, rows: Any, ids: Any, targets: Any) -> list[float]:
+        self.scored += len(ids)
+        return self.model.score(rows, ids, targets)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_texts_begin_with_is_read_once_and_their_scores_are_those_of_each_alone(
+    dtype: str,
+) -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL), dtype=dtype)
+    long, other = some_ids(SMALL, 150), some_ids(SMALL, 90, seed=1)
+    texts = [other[:20], long]
+    for place in (20, 63, 64, 65, 66, 128, 129, 140):  # at the edges of a page and inside
+        texts.append(np.concatenate((long[:place], other[:12])))
+        texts.append(np.concatenate((long[:place], other[:9], long[:7])))
+    texts += [long[:80], long[:30], long, other, np.concatenate((long[:4], other[:50]))]
+    alone = [engine.score([ids])[0] for ids in texts]
+    engine._model = counted = Counted(engine._model)
+    found = engine.score(texts)
+    for mine, its in zip(found, alone, strict=True):
+        if dtype in ("int8", "int4"):
+            np.testing.assert_array_equal(mine, its)
+        else:
+            np.testing.assert_allclose(mine, its, atol=2e-5 if dtype == "float32" else 0.05)
+    assert counted.scored < 0.4 * sum(len(ids) - 1 for ids in texts)
+    assert engine.score(texts[:1])[0] == pytest.approx(alone[0], abs=0.05)  # all rows are free
+
+
 def test_texts_of_one_id_have_no_scores_wherever_they_stand() -> None:
     ids = some_ids(SMALL, 3)
     for texts in ([ids, ids[:1]], [ids[:1], ids], [ids[:1], ids, ids[:1], ids[:1]]):
@@ -366,6 +403,10 @@ def test_the_extension_itself_refuses_what_would_read_out_of_bounds() -> None:
         model.length(0)
     with pytest.raises(ValueError, match="target"):
         model.score(zero, zero, one * 96)
+    model.read(zero, zero, 1)
+    for source, target, length in [(0, 0, 1), (1, 2, 0), (0, -1, 1), (0, 1, -1), (0, 1, 3)]:
+        with pytest.raises(ValueError, match=r"."):
+            model.copy(source, target, length)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ class Chain:
     """
 
     block_size = 64
+    shares_beginnings = False
 
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int], direction: Direction) -> None:
         self.vocab_size = tokenizer.vocab_size

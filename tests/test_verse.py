@@ -45,6 +45,8 @@ def _rhymes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Choir:
     """An engine whose rows each write a text of their own, whatever they are given."""
 
+    shares_beginnings = False
+
     def __init__(self, language: Language, texts: Sequence[str], block_size: int = 512) -> None:
         order, tokenizer = language.order, language.tokenizer
         self.scripts = [order.to_model(tokenizer.encode(text)).tolist() for text in texts]
@@ -81,6 +83,8 @@ class Choir:
 
 class Fond(Watched):
     """An engine that ends texts with some words as often as it is told, never with others."""
+
+    shares_beginnings = False
 
     def __init__(self, language: Language, logprobs: dict[str, float]) -> None:
         self.logprobs = {

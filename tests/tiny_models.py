@@ -23,6 +23,7 @@ class Watched:
     def __init__(self, engine: Engine, *, bias: float = 0.0) -> None:
         self.engine, self.bias = engine, bias
         self.vocab_size, self.block_size = engine.vocab_size, engine.block_size
+        self.shares_beginnings = engine.shares_beginnings
         self.rows: set[int] = set()
         self.n_steps = 0
         self.fails_with: Exception | None = None
@@ -55,6 +56,8 @@ class Watched:
 
 class Scripted:
     """An engine that writes `ids` after whatever prompt, and any id after those."""
+
+    shares_beginnings = False
 
     def __init__(self, ids: Sequence[int], vocab_size: int, block_size: int = 256) -> None:
         self.ids, self.vocab_size, self.block_size = list(ids), vocab_size, block_size

@@ -13,7 +13,7 @@ comes from. Cut at 2 and 5, with an overlap of 1 id:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
+from backgpt.engine.beginnings import cut_by_beginning
 from backgpt.errors import UsageError
 from backgpt.language import Language
 from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
@@ -29,6 +30,7 @@ from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
 SCORED_TOGETHER = 8192  # ids in one call of the engine, padding included
+ROWS_TOGETHER = 256  # texts in one call that branch off one another
 
 
 class Runner(Protocol):
@@ -203,7 +205,8 @@ def score_in_slices(
         return ModelIds(np.concatenate((language.lead, *parts)))
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
-    for batch in _score_batches(engine, lengths, model_ids, widths=widths, together=together):
+    batches = cut_by_length(np.arange(len(pieces)), widths, budget=together)
+    for batch in _score_batches(engine, batches, lengths, model_ids):
         for index, values in batch:
             number, window = pieces[index]
             by_text[number][window.scored][order.permutation(scored[index])] = values
@@ -259,13 +262,14 @@ def written_in_slices(
 ) -> Slices[list[npt.NDArray[np.float32]]]:
     """Do as `score_written`, in slices of about `together` ids."""
     lengths = np.array([len(written) for _, written in pairs], dtype=np.int64)
-    widths = np.array([len(given) + len(written) for given, written in pairs], dtype=np.int64)
+    wholes = [ModelIds(np.concatenate(pair)) for pair in pairs]
+    if engine.shares_beginnings:
+        batches = cut_by_beginning(wholes, budget=together, most=ROWS_TOGETHER)
+    else:
+        widths = np.array([len(whole) for whole in wholes], dtype=np.int64)
+        batches = cut_by_length(np.arange(len(pairs)), widths, budget=together)
     found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(pairs)
-
-    def whole(index: int) -> ModelIds:
-        return ModelIds(np.concatenate(pairs[index]))
-
-    for batch in _score_batches(engine, lengths, whole, widths=widths, together=together):
+    for batch in _score_batches(engine, batches, lengths, wholes.__getitem__):
         for index, values in batch:
             found[index] = values
         yield
@@ -287,36 +291,24 @@ def sums_in_slices(
 
 def corpus_nats(engine: Engine, rows: Rows) -> float:
     """Return minus the log-probability, in nats, of all targets of `rows` together."""
-    scored = _score_batched(engine, rows.lengths, rows.sequence, widths=rows.widths)
-    return -math.fsum(float(values.sum(dtype=np.float64)) for _, values in scored)
-
-
-def _score_batched(
-    engine: Engine,
-    lengths: npt.NDArray[np.int64],
-    sequence: Callable[[int], ModelIds],
-    *,
-    widths: npt.NDArray[np.int64] | None = None,
-) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Yield (index, log-probabilities) of sequences whose last ids are that many targets."""
-    for scored in _score_batches(engine, lengths, sequence, widths=widths):
-        yield from scored
+    batches = cut_by_length(np.arange(len(rows.lengths)), rows.widths, budget=SCORED_TOGETHER)
+    scored = _score_batches(engine, batches, rows.lengths, rows.sequence)
+    return -math.fsum(
+        float(values.sum(dtype=np.float64)) for batch in scored for _, values in batch
+    )
 
 
 def _score_batches(
     engine: Engine,
+    batches: Iterable[npt.NDArray[np.int64]],
     lengths: npt.NDArray[np.int64],
     sequence: Callable[[int], ModelIds],
-    *,
-    widths: npt.NDArray[np.int64] | None = None,
-    together: int = SCORED_TOGETHER,
 ) -> Iterator[list[tuple[int, npt.NDArray[np.float32]]]]:
-    """Do as `_score_batched`, by calls of the engine, of `together` ids, padding included.
+    """Yield (index, log-probabilities) of each sequence; one call of the engine for each batch.
 
-    Those of similar `widths` come together: all their ids, where most are not targets.
+    Of each sequence the last ids are targets, as many as its place in `lengths` says.
     """
-    widths = lengths if widths is None else widths
-    for batch in cut_by_length(np.arange(len(lengths)), widths, budget=together):
+    for batch in batches:
         indices = [int(index) for index in batch]
         values = engine.score([sequence(index) for index in indices])
         yield [

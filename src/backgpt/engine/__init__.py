@@ -35,6 +35,11 @@ class Engine(Protocol):
         """How many ids a row can hold, the prompt included."""
         ...
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether `score` reads once what several sequences begin with; otherwise it pads."""
+        ...
+
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows.
 
@@ -60,7 +65,8 @@ class Engine(Protocol):
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p in nats of every id after the first, (T-1,) float32 for each sequence.
 
-        They are computed together, padded: it is for the caller to group similar lengths.
+        They are computed together: it is for the caller to group those of similar lengths, or
+        those that begin alike.
 
         Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
         """

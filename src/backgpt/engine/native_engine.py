@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.engine import Dtype, FloatArray, _native, checked_ids
+from backgpt.engine.beginnings import branches
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
 from backgpt.quantize import SCALE
@@ -24,6 +25,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int32]
 
 HEAD = "lm_head.weight"
+LEAST_SHARED = 8  # ids that sequences begin with in common, for one to branch off another
 
 
 def instruction_sets() -> list[str]:
@@ -55,6 +57,8 @@ class NativeEngine:
     Raises CorruptFileError if an array is missing, unknown or has another shape; UsageError for
     an unknown dtype or instruction set.
     """
+
+    shares_beginnings = True
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class NativeEngine:
                 last = start + len(block) == len(array)
                 logits = self._model.read(np.full_like(block, rows[0]), block, int(last))
             for row in rows[1:]:
-                self._model.copy(rows[0], row)
+                self._model.copy(rows[0], row, len(array))
         except BaseException:
             self.release(rows)
             raise
@@ -146,22 +150,37 @@ class NativeEngine:
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
         arrays = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]
-        if sum(len(ids) - 1 for ids in arrays) == 0:
-            return [np.zeros(0, dtype=np.float32) for _ in arrays]
+        found = [np.zeros(len(ids) - 1, dtype=np.float32) for ids in arrays]
         rows = [self._take() for _ in arrays]
         try:
-            pairs = list(zip(rows, arrays, strict=True))
-            row_of = np.concatenate([np.full(len(ids) - 1, row, np.int32) for row, ids in pairs])
-            inputs = np.concatenate([ids[:-1] for ids in arrays])
-            targets = np.concatenate([ids[1:] for ids in arrays])
-            scores: list[float] = []
-            for start in range(0, len(inputs), _native.MOST_TOKENS):
-                part = slice(start, start + _native.MOST_TOKENS)
-                scores += self._model.score(row_of[part], inputs[part], targets[part])
+            for together in branches(arrays, least=LEAST_SHARED):
+                for one in together:
+                    if one.known:
+                        self._model.copy(rows[one.parent], rows[one.index], one.known)
+                        found[one.index][: one.known] = found[one.parent][: one.known]
+                self._score_on(
+                    [rows[one.index] for one in together],
+                    [arrays[one.index][one.known :] for one in together],
+                    [found[one.index][one.known :] for one in together],
+                )
         finally:
             self.release(rows)
-        ends = np.cumsum([len(ids) - 1 for ids in arrays])
-        return np.split(np.asarray(scores, dtype=np.float32), ends[:-1])
+        return found
+
+    def _score_on(
+        self, rows: Sequence[int], sequences: Sequence[Ids], found: Sequence[FloatArray]
+    ) -> None:
+        """Extend `rows` by the ids of `sequences`; set log p of each that another stands before."""
+        row_of = np.repeat(np.array(rows, np.int32), [len(ids) - 1 for ids in sequences])
+        inputs = np.concatenate([ids[:-1] for ids in sequences])
+        targets = np.concatenate([ids[1:] for ids in sequences])
+        scores: list[float] = []
+        for start in range(0, len(inputs), _native.MOST_TOKENS):
+            part = slice(start, start + _native.MOST_TOKENS)
+            scores += self._model.score(row_of[part], inputs[part], targets[part])
+        ends = np.cumsum([len(values) for values in found])
+        for values, scored in zip(found, np.split(np.asarray(scores), ends[:-1]), strict=True):
+            values[:] = scored
 
     def _checked(self, ids: IdArray, *, longest: int) -> Ids:
         """Return `ids` as (T,) int32, refusing what the model cannot read."""

@@ -48,6 +48,8 @@ class Runnable(Protocol):
 class TorchEngine:
     """Implements `engine.Engine`. Computes in the model's own dtype; gives float32."""
 
+    shares_beginnings = False
+
     def __init__(self, model: Runnable, *, device: str | torch.device = "cpu") -> None:
         model.to(device)
         model.eval()

@@ -39,6 +39,8 @@ def quiet() -> Iterator[None]:
 class TransformersEngine:
     """Implements `engine.Engine`. Computes in `dtype`, without one in that of the weights."""
 
+    shares_beginnings = False
+
     def __init__(
         self,
         folder: Path,
