@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backgpt import bridge
 from backgpt.api import Model
-from backgpt.bridge import ACROSS, Bridge, join, room_for_middle
+from backgpt.bridge import ACROSS, AT_SEAM, Bridge, join, room_for_middle
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Text
@@ -355,7 +355,8 @@ def seam_score(model: Model, parts: tuple[list[int], list[int], list[int]]) -> f
         own = nats(model, opening + middle, ending, n=len(ending) + 1)
         given, behind = ending, (opening + middle)[-ACROSS:]
     others = nats(model.turned(), given, behind, n=len(behind))
-    return own + others * ACROSS / len(behind)
+    first = nats(model.turned(), given, behind, n=1)
+    return own + others * ACROSS / len(behind) + (AT_SEAM - 1) * first
 
 
 def end_score(model: Model, parts: tuple[list[int], list[int], list[int]]) -> float:

@@ -19,11 +19,12 @@ from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.language import Language, Parts
 from backgpt.order import IdArray, ModelIds, ReadingIds
-from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
+from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, written_in_slices
 from backgpt.slices import Slices
 from backgpt.tokenizer import WHITE_SPACE
 
 ACROSS = 10  # ids behind a seam that are scored
+AT_SEAM = 3  # how many times the first of them counts: all others have the next one to go by
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
 
 Row = tuple[ModelIds, ModelIds]
@@ -37,7 +38,8 @@ class Bridge:
     The seam is where the middle meets the text that was put in its place: the opening if a
     backward model wrote the middle, otherwise the ending. `logprob`, in nats, is how well all goes
     together: log p of the text that was put there by the writer, and by the other model of the
-    first ids behind it and of the other given text; bridges of the same texts compare by it.
+    first ids behind it, the very first counted `AT_SEAM` times, and of the other given text;
+    bridges of the same texts compare by it.
     `seed` and `finish_reason` are those of the text that the middle was cut from.
     """
 
@@ -124,12 +126,14 @@ def _likings(
     """Return log p in nats of `ACROSS` ids that are as likely as the written ones of each row.
 
     There are fewer where the given text is near, and such a place would be liked for that alone.
+    The first id counts as `AT_SEAM`.
     """
-    sums = yield from _sums(reader, rows, together)
-    return [
-        [ACROSS * value / len(written) for value, (_, written) in zip(values, of_text, strict=True)]
-        for values, of_text in zip(sums, rows, strict=True)
-    ]
+    flat = [row for of_text in rows for row in of_text]
+    scored = yield from written_in_slices(reader.engine, flat, together=together)
+    found = (
+        ACROSS * values.mean(dtype=np.float64) + (AT_SEAM - 1) * values[0] for values in scored
+    )
+    return [[float(next(found)) for _ in of_text] for of_text in rows]
 
 
 def _sums(
