@@ -46,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("torch", "sentencepiece"):
         if find_spec(name) is None:
-            sys.exit(f"check_smolgpt: {MissingExtraError(name, 'dev')}")
+            sys.exit(f"check_smolgpt: {MissingExtraError('this comparison', 'dev', name)}")
     checkout = given.checkout.resolve()
     sys.path.insert(0, str(checkout))
     import model as theirs  # type: ignore[import-not-found]

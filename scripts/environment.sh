@@ -18,10 +18,13 @@ environment() {
     local sources=(pyproject.toml constraints.txt CMakeLists.txt native)
     # Without its link to this folder it was installed by hand, as a copy of the code.
     local link=".venv/lib/*/site-packages/_editable_skbc_backgpt.pth"
+    local compilers # the native engine was built with them, or left out without one
+    compilers="$(command -v c++ g++ clang++ || true)"
     if [ ! -e "$stamp" ] || ! compgen -G "$link" >/dev/null ||
+        [ "$(cat "$stamp")" != "$compilers" ] ||
         [ -n "$(find "${sources[@]}" -newer "$stamp" -print -quit)" ]; then
         echo "installing $backgpt into .venv (once)" >&2
         python -m pip install --quiet --constraint constraints.txt --editable ".${1:+[$1]}"
-        touch "$stamp"
+        printf "%s\n" "$compilers" >"$stamp"
     fi
 }

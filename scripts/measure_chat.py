@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(arguments: argparse.Namespace) -> ChatMeasures:
     if find_spec("bm25s") is None:  # said before hours of work, not after
-        raise MissingExtraError("BM25", "dev")
+        raise MissingExtraError("BM25", "dev", "bm25s")
     seed = arguments.seed
     if not 1 < arguments.candidates <= arguments.answers:
         raise UsageError("--candidates: from 2 to the number of --answers")

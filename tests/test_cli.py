@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -430,6 +431,20 @@ def test_a_bad_option_is_answered_by_what_to_do(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert capsys.readouterr().err == f"backgpt: {message}\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes files")
+def test_what_a_shell_closed_is_nothing_to_read_and_nowhere_to_write() -> None:
+    for arguments, code, told in (
+        ("--version >&-", 0, ""),
+        ("--version 2>&-", 0, ""),
+        ("bogus 2>&-", 2, ""),
+        ("chat <&-", 2, "backgpt: standard input is empty"),
+    ):
+        command = f"{shlex.quote(sys.executable)} -m backgpt {arguments}"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (code, bool(told)), done.stderr
+        assert done.stderr.startswith(told)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

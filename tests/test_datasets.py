@@ -18,6 +18,7 @@ from backgpt.datasets import (
     Conversation,
     HubFile,
     Tally,
+    default_cache,
     fetch,
     files,
     find_source,
@@ -213,6 +214,17 @@ def test_parquet_columns_are_read_by_row_group(tmp_path: Path) -> None:
         texts(path, field="n")
     with pytest.raises(DataError, match="as Parquet"):
         texts(write(tmp_path / "b.parquet", b"not parquet"))
+
+
+def test_without_a_home_the_variable_for_downloads_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-at-all").expanduser())
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(BackgptError, match="set XDG_CACHE_HOME"):
+        default_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "backgpt"
 
 
 def test_parquet_without_pyarrow_names_the_extra(

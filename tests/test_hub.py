@@ -351,7 +351,8 @@ def test_without_the_library_it_says_which_extra(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for asked in (lambda: download("me/story"), lambda: push(folder, "me/story")):
         with pytest.raises(
-            MissingExtraError, match=r"me/story.*needs the extra 'hub': pip install"
+            MissingExtraError,
+            match=r"me/story.*needs the extra 'hub', of which .* missing: pip install",
         ):
             asked()
     with pytest.raises(DataError, match="is no name of a model"):

@@ -254,7 +254,8 @@ def test_without_the_extra_it_says_which() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "backgpt: the server needs the extra 'serve': pip install 'backgpt[serve]' "
+        "backgpt: the server needs the extra 'serve', of which uvicorn is missing: "
+        "pip install 'backgpt[serve]' "
         "(in a clone: pip install -c constraints.txt '.[serve]')\n"
     )
 

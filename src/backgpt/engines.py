@@ -5,11 +5,15 @@ from importlib.util import find_spec
 from typing import Literal
 
 from backgpt.engine import Dtype, Engine
-from backgpt.errors import MissingExtraError, UsageError
+from backgpt.errors import UsageError, needs_extra
 from backgpt.model_folder import ModelFolder
 from backgpt.quantize import dequantized
 
 EngineName = Literal["native", "torch"]
+TO_HAVE_NATIVE = (
+    "install a C++ compiler, and then backgpt again, built anew: "
+    "pip install --force-reinstall --no-deps --no-cache-dir backgpt (in a clone: .)"
+)
 DEVICES = re.compile(r"auto|cpu|(cuda|mps|xpu)(:\d+)?")
 
 
@@ -74,8 +78,7 @@ def _native_engine(
         if wanted is None:
             return None
         raise UsageError(
-            "this installation has no native engine: install a C++ compiler and backgpt again, "
-            "or use engine 'torch'"
+            f"this installation has no native engine: {TO_HAVE_NATIVE}, or use engine 'torch'"
         ) from None
     stored: Dtype = "int8" if folder.storage == "int8" else "float32"
     return NativeEngine(
@@ -100,11 +103,9 @@ def _engine_of_family(
         raise UsageError(f"dtype = {dtype!r} is for the native engine: leave it out")
     if folder.family == "transformers":
         assert folder.path is not None  # it was read from there
-        try:
+        with needs_extra("hf", "a model that runs in transformers"):
             from backgpt.devices import Ranks, choose_device
             from backgpt.engine.transformers_engine import TransformersEngine
-        except ModuleNotFoundError:
-            raise MissingExtraError("a model that runs in transformers", "hf") from None
         return TransformersEngine(
             folder.path,
             vocab_size=folder.config.vocab_size,
@@ -112,12 +113,10 @@ def _engine_of_family(
             device=choose_device(device, Ranks()),
             dtype=dtype,
         )
-    try:
+    with needs_extra("train", "a smolGPT model"):
         from backgpt.devices import Ranks, choose_device
         from backgpt.engine.smolgpt_engine import SmolGpt
         from backgpt.engine.torch_engine import TorchEngine
-    except ModuleNotFoundError:
-        raise MissingExtraError("a smolGPT model", "train") from None
     if dtype == "bfloat16":
         raise UsageError("a smolGPT model runs in float32: leave dtype out")
     return TorchEngine(
@@ -126,12 +125,10 @@ def _engine_of_family(
 
 
 def _torch_engine(folder: ModelFolder, device: str) -> Engine:
-    try:
+    with needs_extra("train", "running a model without the native engine"):
         from backgpt.devices import Ranks, choose_device
         from backgpt.engine.torch_engine import TorchEngine
         from backgpt.model import Transformer
-    except ModuleNotFoundError:
-        raise MissingExtraError("running a model without the native engine", "train") from None
 
     model = Transformer(folder.config)
     model.load_arrays(dequantized(folder.weights) if folder.storage == "int8" else folder.weights)

@@ -4,6 +4,9 @@ Every error that a user can cause derives from `BackgptError`, carries one line 
 happened, the value and what to do, and knows the exit code that the command line ends with.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -35,13 +38,23 @@ class DataError(UsageError):
 
 
 class MissingExtraError(UsageError):
-    """A feature needs an optional dependency that is not installed."""
+    """A feature needs an optional dependency, `module`, that is not installed."""
 
-    def __init__(self, feature: str, extra: str) -> None:
+    def __init__(self, feature: str, extra: str, module: str) -> None:
         super().__init__(
-            f"{feature} needs the extra '{extra}': pip install 'backgpt[{extra}]' "
+            f"{feature} needs the extra '{extra}', of which {module} is missing: "
+            f"pip install 'backgpt[{extra}]' "
             f"(in a clone: pip install -c constraints.txt '.[{extra}]')"
         )
+
+
+@contextmanager
+def needs_extra(extra: str, feature: str) -> Iterator[None]:
+    """Import here what `extra` brings. Raises MissingExtraError if it is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(feature, extra, error.name or str(error)) from None
 
 
 class CorruptFileError(BackgptError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from backgpt.errors import BackgptError, MissingExtraError, UsageError
+from backgpt.errors import BackgptError, UsageError, needs_extra
 from backgpt.export import Source, metadata
 from backgpt.files import cannot_write, sync_folder
 from backgpt.quantize import count_parameters
@@ -54,10 +54,8 @@ def export_gguf(source: Source, out: Path, *, dtype: GgufType = "f32") -> None:
     Raises MissingExtraError without the library gguf, UsageError if something is at `out` that is
     not such an export or the weights do not fit `dtype`, BackgptError if the disk refuses.
     """
-    try:
+    with needs_extra("gguf", "writing GGUF"):
         from gguf import GGUFWriter
-    except ModuleNotFoundError:
-        raise MissingExtraError("writing GGUF", "gguf") from None
     out = out.absolute()
     _check_free(out)
     _check_fits(source, dtype)

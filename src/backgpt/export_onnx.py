@@ -5,7 +5,7 @@ What is written is the folder of `export_hf` with a graph in it, where these pro
 
 from pathlib import Path
 
-from backgpt.errors import MissingExtraError, UsageError
+from backgpt.errors import UsageError, needs_extra
 from backgpt.export import Source, check_free, export_hf, metadata_as_text
 
 LARGEST = 2**31 - 2**22  # bytes: an ONNX file has 2 GiB, and the graph around the weights some KB
@@ -21,11 +21,11 @@ def export_onnx(source: Source, out: Path) -> None:
     size = sum(array.nbytes for array in source.model.weights.values())
     if size > LARGEST:
         raise UsageError(f"{source.name} has {size:,} bytes, an ONNX file 2 GiB: export to gguf")
-    try:
+    with needs_extra("onnx", "writing ONNX"):
         from backgpt.model import Transformer
         from backgpt.onnx_graph import onnx_graph
-    except ModuleNotFoundError:
-        raise MissingExtraError("writing ONNX", "onnx") from None
-    model = Transformer(source.model.config)
-    model.load_arrays(source.model.weights)
-    export_hf(source, out, graph=onnx_graph(model, metadata_as_text(source.model)))
+
+        model = Transformer(source.model.config)
+        model.load_arrays(source.model.weights)
+        graph = onnx_graph(model, metadata_as_text(source.model))  # torch imports onnxscript late
+    export_hf(source, out, graph=graph)

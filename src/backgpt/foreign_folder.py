@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from backgpt.errors import CorruptFileError, DataError, MissingExtraError, UsageError
+from backgpt.errors import CorruptFileError, DataError, UsageError, needs_extra
 from backgpt.files import write_synced
 from backgpt.foreign_model import ForeignModel, read_tokenizer
 from backgpt.manifest import read_json, whole_folder, write_json
@@ -184,10 +184,8 @@ def _read(files: list[Path], found: Shapes) -> Arrays:
 
 
 def _floats(files: list[Path]) -> Iterator[tuple[str, Any]]:
-    try:
+    with needs_extra("train", "reading these weights"):
         import torch  # numpy has no bfloat16
-    except ModuleNotFoundError:
-        raise MissingExtraError("reading these weights", "train") from None
     for path in files:
         with _opened(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -206,13 +204,11 @@ def _opened(path: Path, *, framework: str = "np") -> Any:
 
 def _their_shapes(source: Path) -> Shapes:
     """Return the shapes that transformers wants, which fills in at random what is missing."""
-    try:
+    with needs_extra("hf", "a model that runs in transformers"):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from backgpt.engine.transformers_engine import quiet
-    except ModuleNotFoundError:
-        raise MissingExtraError("a model that runs in transformers", "hf") from None
     try:
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from backgpt import __version__
-from backgpt.errors import BackgptError, DataError, MissingExtraError, UsageError
+from backgpt.errors import BackgptError, DataError, UsageError, needs_extra
 from backgpt.manifest import MANIFEST, files_in, fingerprint
 from backgpt.model_folder import CONFIG, folder_of, read_model
 from backgpt.quantize import count_parameters
@@ -166,10 +166,8 @@ def _matches(file: str, patterns: Iterable[str]) -> bool:
 @contextmanager
 def _told(name: str, failed: str) -> Iterator[None]:
     """Tell what the library of the hub raises as an error of ours, in one line."""
-    try:
+    with needs_extra("hub", f"{failed}: the Hugging Face hub"):
         from huggingface_hub import constants, errors
-    except ModuleNotFoundError:
-        raise MissingExtraError(f"{failed}: the Hugging Face hub", "hub") from None
     hub = constants.ENDPOINT
     try:
         with _progress_where_it_is_seen():

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from backgpt.errors import MissingExtraError
+from backgpt.errors import needs_extra
 from backgpt.intervals import Estimate
 from backgpt.report import ArrowReport, ContextGap, ReportCard
 
@@ -16,10 +16,8 @@ BACKWARD, FORWARD, GRAY = "#1f4e79", "#c8553d", "#8a8f98"
 
 def check_plotting() -> None:
     """Raise MissingExtraError if there is no matplotlib."""
-    try:
+    with needs_extra("eval", "drawing a report"):
         import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtraError("drawing a report", "eval") from None
 
 
 def plot_card(card: ReportCard) -> bytes:

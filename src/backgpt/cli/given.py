@@ -26,13 +26,13 @@ def open_model(
 ) -> "Model":
     """Load a model as `api.load` does, and say on standard error if it will be slow."""
     from backgpt.api import load
-    from backgpt.engines import runs_on_cpu
+    from backgpt.engines import TO_HAVE_NATIVE, runs_on_cpu
 
     on_cpu = engine != "torch" and runs_on_cpu(device)
     if engine is None and on_cpu and find_spec("backgpt.engine._native") is None:
         print(
-            "backgpt: this installation has no native engine (no C++ compiler was found), so the "
-            "model runs in torch, which is slower",
+            "backgpt: this installation has no native engine, so the model runs in torch, which is "
+            f"slower: {TO_HAVE_NATIVE}",
             file=sys.stderr,
         )
     isa = os.environ.get(ISA) if on_cpu else None

@@ -13,7 +13,7 @@ from typer import Option
 
 from backgpt.cli.chat import CHAT_MODEL
 from backgpt.cli.given import WHICH_MODEL, open_model
-from backgpt.errors import BackgptError, MissingExtraError, UsageError
+from backgpt.errors import BackgptError, UsageError, needs_extra
 from backgpt.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ def serve(
         )
     if upstream is not None:
         _check_url(upstream)
-    try:
+    with needs_extra("serve", "the server"):
         import uvicorn  # noqa: F401
 
         from backgpt.server.app import Settings, create_app
         from backgpt.server.decode import Decoder
         from backgpt.server.upstream import Upstream
-    except ModuleNotFoundError:
-        raise MissingExtraError("the server", "serve") from None
 
     catalog = _catalog(model, device, threads)
     listening = _listen(host, port)

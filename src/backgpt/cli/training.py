@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from backgpt.errors import MissingExtraError
+from backgpt.errors import needs_extra
 
 KEPT_PRODUCTS = "64"  # oneDNN's usual 1,024, for batches of many shapes, are gigabytes
 LENGTHS = {"max_steps", "epochs"}
@@ -14,10 +14,8 @@ LENGTHS = {"max_steps", "epochs"}
 def load_torch() -> None:
     """Import torch so that training takes little memory. Raises MissingExtraError without it."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)
-    try:
+    with needs_extra("train", "training"):
         from backgpt.kernels import keep_freed_memory
-    except ModuleNotFoundError:
-        raise MissingExtraError("training", "train") from None
     keep_freed_memory()
 
 

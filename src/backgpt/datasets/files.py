@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from backgpt.datasets.records import Conversation, Document, Tally
-from backgpt.errors import ConfigError, DataError, MissingExtraError
+from backgpt.errors import ConfigError, DataError, needs_extra
 from backgpt.messages import ROLES, Message, Role
 
 END_OF_TEXT = "<|endoftext|>"
@@ -210,11 +210,9 @@ def _text_field(record: dict[str, Any], field: str, origin: str) -> str:
 
 
 def _read_parquet(path: Path, *, field: str, tally: Tally) -> Iterator[Document]:
-    try:
+    with needs_extra("parquet", "reading Parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("reading Parquet", "parquet") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names

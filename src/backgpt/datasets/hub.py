@@ -65,8 +65,17 @@ HUB_FILES = {
 
 
 def default_cache() -> Path:
-    """Return the folder for downloads: `backgpt` in XDG_CACHE_HOME or in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "backgpt"
+    """Return the folder for downloads: `backgpt` in XDG_CACHE_HOME or in `~/.cache`.
+
+    Raises BackgptError if neither is known.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "backgpt"
+    except RuntimeError:
+        raise BackgptError(
+            "there is no home folder to keep downloads in: set XDG_CACHE_HOME"
+        ) from None
 
 
 def fetch(
