@@ -156,9 +156,10 @@ def test_windows_score_every_id_once_behind_the_context_that_was_asked_for(
                 assert len(given) == min(overlap + 1, there_is)
 
 
+@pytest.mark.parametrize("overlap", [0, 20])
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_the_twins_are_cut_at_the_same_reading_positions(
-    tokenizer: Tokenizer, texts: list[str], unit: Unit
+    tokenizer: Tokenizer, texts: list[str], unit: Unit, overlap: int
 ) -> None:
     for text in [*texts[:6], "", "中" * 60]:
         marked = tokenizer.mark(tokenizer.encode(text))
@@ -166,7 +167,7 @@ def test_the_twins_are_cut_at_the_same_reading_positions(
             [
                 cuts_of(window)
                 for window in windows(
-                    marked, Language(tokenizer, way, unit), longest=47, overlap=20
+                    marked, Language(tokenizer, way, unit), longest=47, overlap=overlap
                 )
             ]
             for way in DIRECTIONS
@@ -218,7 +219,7 @@ def test_without_overlap_windows_are_those_of_training(
     language = Language(tokenizer, direction, unit)
     marked = tokenizer.mark(tokenizer.encode(LONG))
     expected = np.zeros(len(marked), dtype=np.float32)
-    for first, last in cut_document(marked, language.order, block_size=48):
+    for first, last in cut_document(marked, language.cutter, block_size=48):
         ids = marked[first : last + 1]
         places = language.order.permutation(ids, last_apart=True)
         [expected[first + places[1:]]] = engine.score([ids[places]])

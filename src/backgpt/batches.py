@@ -203,7 +203,7 @@ class Windows:
         pieces: list[tuple[int, ...]] = []
         for index in map(int, long):
             marked = language.tokenizer.mark(shard.document(index))
-            cuts = cut_document(marked, language.order, block_size=longest)
+            cuts = cut_document(marked, language.cutter, block_size=longest)
             pieces += [(way, number, index, first, stop) for first, stop in cuts]
         table = np.concatenate([np.delete(whole, long, axis=0), np.array(pieces, dtype=np.int64)])
         return table[np.lexsort((table[:, 3], table[:, 2]))]
@@ -284,22 +284,32 @@ def pad(rows: Sequence[tuple[IdArray, IdArray]], *, block_size: int, pad_id: int
     return Batch(inputs, targets)
 
 
-def cut_document(marked: ReadingIds, order: Order, *, block_size: int) -> Iterator[tuple[int, int]]:
+def cut_document(
+    marked: ReadingIds, cutter: Order, *, block_size: int
+) -> Iterator[tuple[int, int]]:
     """Yield the first and last position of each window of a document with its markers, (T,).
 
     Windows have at most `block_size + 1` ids and about equal lengths; each begins with the id
-    that the one before ended with. In the word unit cuts fall between words.
+    that the one before ended with. Cuts fall where `cutter`, that of both twins, has a group
+    begin; a word longer than the context is cut.
     """
     last = len(marked) - 1
-    pieces = -(-last // block_size)
-    starts = np.flatnonzero(order.group_starts(marked))
+    starts = np.flatnonzero(cutter.group_starts(marked))
     first = 0
     while first < last:
-        aim = min(first + -(-last // pieces), last)
-        before = int(starts[np.searchsorted(starts, aim, side="right") - 1])
-        stop = before if before > first else aim  # a word longer than the context is cut
+        left = -(-(last - first) // block_size)
+        aim = first + (2 * (last - first) + left) // (2 * left)  # an equal share of what is left
+        stop = aim if aim == last else _nearest(starts, aim, first + 1, first + block_size)
         yield first, stop
         first = stop
+
+
+def _nearest(places: Int64s, aim: int, lowest: int, highest: int) -> int:
+    """Return which of the sorted `places` from `lowest` to `highest` is next to `aim`, or `aim`."""
+    middle = int(np.searchsorted(places, aim))
+    around = places[max(middle - 1, 0) : middle + 1]
+    allowed = around[(around >= lowest) & (around <= highest)]
+    return int(allowed[np.argmin(np.abs(allowed - aim))]) if len(allowed) else aim
 
 
 def cut_by_length(windows: Int64s, lengths: Int64s, *, budget: int) -> list[Int64s]:

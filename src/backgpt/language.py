@@ -86,6 +86,11 @@ class Language:
         return self.tokenizer.order(self.direction, self.unit)
 
     @property
+    def cutter(self) -> Order:
+        """Where long texts may be cut, the same for both twins: in the word unit between words."""
+        return self.tokenizer.order("backward", self.unit)
+
+    @property
     def markers(self) -> tuple[int, int]:
         """The control ids this model begins with and stops at, in model order.
 

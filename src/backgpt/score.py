@@ -233,9 +233,7 @@ def windows(
     word unit only whole words of them.
     """
     fits = len(marked) - 1 <= longest
-    # With an overlap both twins are cut between words. Without, cuts are those of training, where
-    # a forward model's may fall inside a word.
-    cutter = language.tokenizer.order("backward", language.unit) if overlap else language.order
+    cutter = language.cutter
     starts = np.append(np.flatnonzero(cutter.group_starts(marked)), len(marked))
     for first, last in cut_document(marked, cutter, block_size=longest - (0 if fits else overlap)):
         if language.direction == "backward":
