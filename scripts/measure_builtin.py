@@ -26,6 +26,7 @@ from backgpt.evaluate import (
     choose,
     draw_endings,
     first_of_each,
+    last_sentence,
     measure_loss,
     measure_obedience,
     share_that_reached_the_edge,
@@ -90,6 +91,7 @@ def _measure(arguments: argparse.Namespace) -> Measures:
         each = arguments.samples // arguments.endings
         samples = list(write_samples(model, endings, each=each, seed=seed, max_new_tokens=longest))
         obedience, unasked = _obedience(model, texts, arguments)
+        human = choose(texts, len(samples), seed=seed)
         return Measures(
             set=_name(arguments),
             date=datetime.date.today().isoformat(),
@@ -98,10 +100,13 @@ def _measure(arguments: argparse.Namespace) -> Measures:
             generated=statistics_of(
                 [sample.text.text for sample in samples],
                 vocabulary,
+                endings=[sample.ending for sample in samples],
                 twin=twin,
                 reached_edge=share_that_reached_the_edge(samples),
             ),
-            human=statistics_of(choose(texts, len(samples), seed=seed), vocabulary, twin=twin),
+            human=statistics_of(
+                human, vocabulary, endings=[last_sentence(text) for text in human], twin=twin
+            ),
             obedience=obedience,
             unasked=unasked,
             stories=first_of_each(samples, SHOWN),

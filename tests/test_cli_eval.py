@@ -156,6 +156,7 @@ def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
         (["both", "--out=both/config.json"], "is not a folder"),
         (["both", "--data=nowhere.txt"], "there is no 'nowhere.txt'"),
         (["nobody"], "there is no model 'nobody'"),
+        (["both", "both"], "both is given twice: give models trained with other seeds"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line_before_any_work(

@@ -108,6 +108,12 @@ def test_three_times_the_same_four_words_are_a_repetition(times: int, expected: 
     assert not repeats("one two three " * 2)
 
 
+def test_given_endings_are_not_counted() -> None:
+    texts = ["a cat sat. they ran home.", "a dog lay. they ran home."]
+    figures = statistics_of(texts, vocabulary_of(["a cat"]), endings=["they ran home."] * 2)
+    assert (figures.mean_words, figures.known_words, figures.distinct_3) == (3, 0.5, 1)
+
+
 def test_texts_of_no_words_have_figures_too() -> None:
     figures = statistics_of(["!!!", ""], frozenset())
     assert (figures.known_words, figures.distinct_3, figures.mean_words) == (0, 0, 0)
@@ -151,6 +157,8 @@ def test_drawn_hints_are_of_the_wanted_kinds_and_the_text_obeys_them(texts: list
         assert hints is not None
         assert {kind for kind, _ in hints.texts()} == {"opening", "words"}
         assert all(hints.obeyed_by(text).values())
+        beside = drawn(text, ["words"], random, ending=last_sentence(text))
+        assert beside is None or not {*beside.words} & {*words_of(last_sentence(text).lower())}
     assert drawn("A b c.", ["words"], random) is None  # no word that anyone would ask for
 
 

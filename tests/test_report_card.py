@@ -109,12 +109,25 @@ def test_the_loss_is_that_of_all_texts(card: ReportCard, model: Model, some: lis
     assert (last.texts, last.gap) == (4, twin_loss([TwinScores(*both)], seed=3).gap)
 
 
+def test_what_twins_differ_in_is_told(card: ReportCard, model: Model, some: list[str]) -> None:
+    assert card.unlike == ()
+    assert "not twins" not in render_card(card)
+    other = tiny_model(model.tokenizer, direction="forward", hints=False, n_layer=1)
+    unlike = measure([(model, replace(other, takes_chat=False))], some).unlike
+    assert unlike == ("n_layer = 2, 1", "hints = True, False")
+    told = render_card(card.model_copy(update={"unlike": unlike}))
+    assert "**These are not twins**: they differ in n_layer = 2, 1; hints = True, False." in told
+
+
 def test_known_words_are_those_of_the_texts_that_are_not_compared(
     card: ReportCard, some: list[str]
 ) -> None:
     human = choose(some, 12, seed=3)
     others = vocabulary_of(text for text in some if text not in human)
-    assert card.human.known_words == statistics_of(human, others).known_words < 1
+    endings = [last_sentence(text) for text in human]
+    expected = statistics_of(human, others, endings=endings)
+    assert card.human.known_words == expected.known_words < 1
+    assert card.human.mean_words == expected.mean_words
     assert (card.human.texts, card.generated.texts, card.endings) == (12, 12, 6)
     assert card.generated.reached_edge is not None
     assert card.human.nats_per_token is not None

@@ -173,7 +173,8 @@ def _measured(measures: Measures, *, hints: bool) -> Iterator[str]:
         yield f"| {loss.direction} | {loss.storage} | {figures} |"
     yield ""
     yield f"{measures.generated.texts} samples from {measures.endings} endings at the default"
-    yield f"settings, beside {measures.human.texts} human texts:"
+    yield f"settings, beside {measures.human.texts} human texts; endings, which are given, are left"
+    yield "out of both, but for the twin's nats:"
     yield from ("", "| | generated | human |", "|---|---:|---:|")
     rows = statistics_rows(measures.generated, measures.human, known_from="the training texts")
     for label, generated, human in rows:

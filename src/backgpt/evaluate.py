@@ -8,7 +8,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -114,17 +115,23 @@ def statistics_of(
     texts: Sequence[str],
     vocabulary: Collection[str],
     *,
+    endings: Sequence[str] = (),
     twin: Model | None = None,
     reached_edge: float | None = None,
 ) -> Statistics:
-    """Return what `texts` are like.
+    """Return what `texts` are like, but for their `endings`, which were given.
 
-    `known_words` is the share of all words that are in `vocabulary`, lower-cased; `repeating` the
-    share of texts in which some 4-gram of words occurs three times or more; `distinct_3` the
-    share of different ones among all trigrams of all texts together (Li et al. 2016), which falls
-    with more texts: compare equal numbers. `nats_per_token` is the loss of `twin` on all of them.
+    Several texts have one given ending, texts by people each their own: counted in, it would make
+    the one repeat what the other cannot. `known_words` is the share of all words that are in
+    `vocabulary`, lower-cased; `repeating` the share of texts in which some 4-gram of words occurs
+    three times or more; `distinct_3` the share of different ones among all trigrams of all texts
+    together (Li et al. 2016), which falls with more texts: compare equal numbers.
+    `nats_per_token` is the loss of `twin` on whole texts.
     """
-    words = [words_of(text.lower()) for text in texts]
+    written = [
+        text.removesuffix(ending) for text, ending in zip_longest(texts, endings, fillvalue="")
+    ]
+    words = [words_of(text.lower()) for text in written]
     n_words = sum(map(len, words))
     trigrams = [gram for of_text in words for gram in _ngrams(of_text, 3)]
     known = sum(word in vocabulary for of_text in words for word in of_text)
@@ -133,7 +140,7 @@ def statistics_of(
         texts=len(texts),
         reached_edge=reached_edge,
         known_words=known / max(n_words, 1),
-        repeating=sum(map(repeats, texts)) / max(len(texts), 1),
+        repeating=sum(map(repeats, written)) / max(len(texts), 1),
         distinct_3=len(set(trigrams)) / max(len(trigrams), 1),
         mean_words=n_words / max(len(texts), 1),
         nats_per_token=None if nats is None else nats / n_tokens,
@@ -152,10 +159,17 @@ def share_that_reached_the_edge(samples: Collection[Sample]) -> float:
     return reached / max(len(samples), 1)
 
 
-def drawn(text: str, kinds: Collection[Kind], random: np.random.Generator) -> Hints | None:
-    """Return hints of just these `kinds` that `text` obeys, or None if it has not got them."""
+def drawn(
+    text: str, kinds: Collection[Kind], random: np.random.Generator, *, ending: str = ""
+) -> Hints | None:
+    """Return hints of just these `kinds` that `text` obeys, or None if it has not got them.
+
+    Words that are in the `ending`, which is given, are none of them.
+    """
+    given = words_of(ending.lower())
     for _ in range(MOST_DRAWS):
         hints = draw_hints(text, random)
+        hints = replace(hints, words=tuple(word for word in hints.words if word not in given))
         if {kind for kind, _ in hints.texts()} >= set(kinds):
             return Hints(
                 opening=hints.opening if "opening" in kinds else None,
@@ -182,12 +196,13 @@ def measure_obedience(
     asked: Counter[Kind] = Counter()
     obeyed: Counter[Kind] = Counter()
     for number, text in enumerate(texts):
-        hints = drawn(text, kinds, np.random.default_rng([seed, number]))
+        ending = last_sentence(text)
+        hints = drawn(text, kinds, np.random.default_rng([seed, number]), ending=ending)
         if hints is None:
             continue
         given = hints if told else NO_HINTS
         [written] = model.write(
-            last_sentence(text),
+            ending,
             opening=given.opening,
             words=given.words,
             length=given.length,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -118,45 +118,59 @@ def measure_whole(model: Model, conversations: Sequence[Conversation]) -> ChatLo
     start, end = model.tokenizer.start_id, model.tokenizer.end_id
     first = len(model.language.lead) + 1
 
-    def row(conversation: Conversation) -> Row:
+    def row(conversation: Conversation) -> _Scored:
         turns = template.turns(conversation.messages)
         ids = order.to_model(ReadingIds(np.concatenate(([start], turns, [end]))))
         whole = ModelIds(np.concatenate((model.language.lead, ids)))
-        return ModelIds(whole[:first]), ModelIds(whole[first:])
+        row = ModelIds(whole[:first]), ModelIds(whole[first:])
+        return _Scored(row, _bytes_of(conversation.messages))
 
     rows = _fitting(model, map(row, conversations))
     return _loss(model, "whole", rows, of=len(conversations))
 
 
-def _row_of(model: Model, mode: Mode, conversation: Conversation) -> Row:
+class _Scored(NamedTuple):
+    """A row, and how many UTF-8 bytes the messages have that are written in it."""
+
+    row: Row
+    n_bytes: int
+
+
+def _bytes_of(messages: Sequence[Message]) -> int:
+    return sum(len(message.text.encode()) for message in messages)
+
+
+def _row_of(model: Model, mode: Mode, conversation: Conversation) -> _Scored:
     template = Template(model.language)
     *before, last = conversation.messages
     first, second = conversation.messages[:2]
     if mode == "reply":
         prompt = template.reply(first.text, context=conversation.context)
-        return prompt.ids, template.written(prompt, second.text)
+        return _Scored((prompt.ids, template.written(prompt, second.text)), _bytes_of([second]))
     if mode == "ask":
         prompt = template.before([second], context=conversation.context)
-        return prompt.ids, template.written(prompt, first.text)
+        return _Scored((prompt.ids, template.written(prompt, first.text)), _bytes_of([first]))
     prompt = template.before([last], context=conversation.context)
     start = ReadingIds(np.array([model.tokenizer.start_id]))
     reading = ReadingIds(np.concatenate((start, template.turns(before))))
-    return prompt.ids, model.language.order.to_model(reading)
+    row = prompt.ids, model.language.order.to_model(reading)
+    return _Scored(row, _bytes_of(before))
 
 
-def _fitting(model: Model, rows: Iterator[Row]) -> list[Row]:
+def _fitting(model: Model, rows: Iterator[_Scored]) -> list[_Scored]:
     most = model.engine.block_size + 1
-    return [row for row in rows if len(row[0]) + len(row[1]) <= most]
+    return [one for one in rows if sum(map(len, one.row)) <= most]
 
 
-def _loss(model: Model, what: Mode | Literal["whole"], rows: Sequence[Row], *, of: int) -> ChatLoss:
+def _loss(
+    model: Model, what: Mode | Literal["whole"], rows: Sequence[_Scored], *, of: int
+) -> ChatLoss:
     """Return the loss of the written part of `rows`, all that fit `of` as many conversations."""
     if not rows:
         raise DataError(f"none of {of} conversations fits the context")
-    nats = -sum(sums_written(model, rows))
-    n_tokens = sum(len(written) for _, written in rows)
-    sizes = np.array([len(data) for data in model.tokenizer.token_bytes])
-    n_bytes = sum(int(sizes[written].sum()) for _, written in rows)
+    nats = -sum(sums_written(model, [one.row for one in rows]))
+    n_tokens = sum(len(one.row[1]) for one in rows)
+    n_bytes = sum(one.n_bytes for one in rows)
     return ChatLoss(
         what=what,
         direction=model.direction,

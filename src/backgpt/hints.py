@@ -18,7 +18,7 @@ Length = Literal["short", "medium", "long"]
 
 LENGTHS: tuple[Length, ...] = get_args(Length)
 LENGTH_LIMITS = (130, 180)
-"""Words up to which a text is short and medium; of TinyStories 30, 46 and 24 % are each."""
+"""Words up to which a text is short and medium; of TinyStories 30, 50 and 20 % are each."""
 MOST_WORDS = 4
 OPENING_WORDS = (2, 12)
 

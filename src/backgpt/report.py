@@ -141,14 +141,15 @@ class Speed(Settings):
 class ReportCard(Settings):
     """What was measured of a backward model and its forward twin on held-out texts.
 
-    `context` is the most ids of a text that all models read at once. All but `speed` is the same
-    when it is measured again.
+    `context` is the most ids of a text that all models read at once. `unlike` says in what the
+    models differ besides direction. All but `speed` is the same when it is measured again.
     """
 
     model: str
     twin: str
     data: str
     context: int
+    unlike: tuple[str, ...] = ()
     seed: int
     loss: TwinLoss
     by_context: tuple[ContextGap, ...]

@@ -5,7 +5,7 @@ speed aside.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from backgpt.api import Model, check_twins
 from backgpt.card import Obedience
@@ -14,6 +14,7 @@ from backgpt.evaluate import (
     FIXED_ENDINGS,
     choose,
     draw_endings,
+    last_sentence,
     measure_obedience,
     share_that_reached_the_edge,
     statistics_of,
@@ -89,8 +90,9 @@ def report_card(
     """Measure the first of `pairs`, a backward and a forward model; all of them for the loss.
 
     The other pairs are the same models trained with other seeds. `say` is told what is done.
-    Raises UsageError if models do not fit each other, or were tuned on conversations; DataError
-    if `texts` are too few.
+    What makes them differ in more than direction or seed is told in the card. Raises UsageError
+    if models do not fit each other, or were tuned on conversations; DataError if `texts` are too
+    few.
     """
     _check_fit(pairs)
     model, twin = pairs[0]
@@ -146,6 +148,7 @@ def report_card(
         twin=names[1],
         data=data,
         context=context,
+        unlike=_unlike(pairs),
         seed=seed,
         loss=twin_loss(whole, seed=seed),
         by_context=by_context,
@@ -154,10 +157,13 @@ def report_card(
         generated=statistics_of(
             [sample.text.text for sample in samples],
             vocabulary,
+            endings=[sample.ending for sample in samples],
             twin=twin,
             reached_edge=share_that_reached_the_edge(samples),
         ),
-        human=statistics_of(human, vocabulary, twin=twin),
+        human=statistics_of(
+            human, vocabulary, endings=[last_sentence(text) for text in human], twin=twin
+        ),
         fidelity=measure_fidelity(samples, texts, twin, seed=seed),
         obedience=obedience[True],
         unasked=obedience[False],
@@ -177,6 +183,19 @@ def _check_fit(pairs: Sequence[tuple[Model, Model]]) -> None:
                 "a model that was tuned on conversations does not write texts: give the one it was "
                 "tuned from, or chat with it"
             )
+
+
+def _unlike(pairs: Sequence[tuple[Model, Model]]) -> tuple[str, ...]:
+    """Return in what the models differ besides direction: each setting and its values."""
+    models = [model for pair in pairs for model in pair]
+    traits = [
+        {**asdict(model.config), "unit": model.unit, "hints": model.takes_hints} for model in models
+    ]
+    return tuple(
+        f"{name} = {', '.join(dict.fromkeys(str(of[name]) for of in traits))}"
+        for name in traits[0]
+        if any(of[name] != traits[0][name] for of in traits)
+    )
 
 
 def _scores(pair: tuple[Model, Model], texts: Sequence[str], context: int) -> TwinScores:

@@ -28,6 +28,7 @@ def render_card(card: ReportCard) -> str:
         f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts; "
         f"context {card.context:,} tokens; seed {card.seed}. {INTERVALS}",
         "",
+        *_unlike(card.unlike),
         *_loss(card.loss),
         *_by_context(card.by_context),
         *_written(card),
@@ -66,6 +67,13 @@ def render_arrow(report: ArrowReport) -> str:
         *_by_context(report.by_context),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _unlike(unlike: Sequence[str]) -> Iterator[str]:
+    if unlike:
+        yield f"**These are not twins**: they differ in {'; '.join(unlike)}."
+        yield "What is called their gap is not that of direction alone."
+        yield ""
 
 
 def _loss(loss: TwinLoss) -> Iterator[str]:
@@ -115,7 +123,8 @@ def _written(card: ReportCard) -> Iterator[str]:
     most = card.max_new_tokens
     settings = "the default settings" if most is None else f"most {most:,} new tokens"
     yield f"{card.generated.texts} texts toward {card.endings} endings, at {settings}, beside"
-    yield f"{card.human.texts} of the held-out texts:"
+    yield f"{card.human.texts} of the held-out texts. Endings, which the model is given, are left"
+    yield "out of both, but for the twin's nats:"
     yield from ("", "| | written | human |", "|---|---:|---:|")
     others = f"the other {card.loss.texts - card.human.texts:,} held-out texts"
     for label, generated, human in statistics_rows(card.generated, card.human, known_from=others):

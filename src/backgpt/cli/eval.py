@@ -70,6 +70,10 @@ def evaluate(
 
     if twin is not None and len(twin) != len(models):
         raise UsageError(f"{len(models)} models and {len(twin)} twins were given: give one each")
+    for given in (models, twin or []):
+        again = [name for number, name in enumerate(given) if name in given[:number]]
+        if again:
+            raise UsageError(f"{again[0]} is given twice: give models trained with other seeds")
     if limit is not None and limit < 1:
         raise UsageError(f"limit = {limit}: it must be 1 or more")
     if seed < 0:
