@@ -29,6 +29,7 @@ from backgpt.model_folder import (
     LATEST,
     WEIGHTS,
     ModelFolder,
+    folder_of,
     pointed,
     read_model,
     save_model,
@@ -209,6 +210,16 @@ def test_thinning_keeps_the_last_and_the_best(model: ModelFolder, tmp_path: Path
     point(tmp_path, BEST, tmp_path / "checkpoints" / "step-2")
     thin(tmp_path, keep_last=2)
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-2", "step-8", "step-10"]
+
+
+def test_a_damaged_pointer_is_passed_over(model: ModelFolder, tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(model, 1))
+    point(tmp_path, LATEST, saved)
+    for damaged in (b"", b"\xff\0", b"../../x", b"checkpoints/step-9"):
+        (tmp_path / BEST).write_bytes(damaged)
+        assert folder_of(tmp_path) == saved
+        with pytest.raises(DataError, match="best names no checkpoint that is there"):
+            folder_of(tmp_path / BEST)
 
 
 def test_a_run_folder_means_its_best_checkpoint(model: ModelFolder, tmp_path: Path) -> None:

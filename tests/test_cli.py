@@ -433,6 +433,45 @@ def test_a_bad_option_is_answered_by_what_to_do(
     assert capsys.readouterr().err == f"backgpt: {message}\n"
 
 
+def test_an_interrupt_while_it_is_still_being_imported_is_no_traceback() -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from backgpt.__main__ import main\nmain(['info'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "backgpt: interrupted\n")
+
+
+def test_a_message_is_one_line_whatever_is_in_a_name(tmp_path: Path) -> None:
+    odd = tmp_path / "a\nb\x1b[31m.txt"
+    odd.write_bytes(b"\xff")
+    assert_refused(backgpt_command("score", odd), 2, r"a\nb\x1b[31m.txt")
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("backgpt.api.load", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "--ending", "The end."])
+    assert stopped.value.code == 1
+
+
+def test_rank_without_the_rest_of_torchrun_is_refused(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "RANK", "0")
+    out = tmp_path / "run"
+    done = backgpt_command("train", "--data", str(dataset_path), "--max-steps=1", f"--out={out}")
+    assert_refused(done, 2, "RANK is set, WORLD_SIZE is not: start with torchrun, or unset RANK")
+    assert not out.exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes files")
 def test_what_a_shell_closed_is_nothing_to_read_and_nowhere_to_write() -> None:
     for arguments, code, told in (

@@ -383,10 +383,10 @@ def test_what_a_model_without_conversations_will_do_is_said(run: Path) -> None:
 
 def test_backchat_is_the_chat(run: Path) -> None:
     scripts = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
-    assert scripts["project"]["scripts"]["backchat"] == "backgpt.cli:backchat"
+    assert scripts["project"]["scripts"]["backchat"] == "backgpt.__main__:backchat"
     options = ["--model", str(run), "--seed=2", "--max-new-tokens=8"]
     done = subprocess.run(
-        [sys.executable, "-c", "from backgpt.cli import backchat; backchat()", *options],
+        [sys.executable, "-c", "from backgpt.__main__ import backchat; backchat()", *options],
         input="The dog.",
         capture_output=True,
         text=True,

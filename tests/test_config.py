@@ -61,6 +61,15 @@ def test_a_bad_setting_is_one_line_with_key_and_value(
     assert "\n" not in str(caught.value)
 
 
+def test_what_no_computer_holds_is_refused() -> None:
+    for field, value in (("n_layer", 10**9), ("n_embd", 10**9), ("block_size", 10**12)):
+        with pytest.raises(ConfigError, match=f"{field} = {value}: it must be at most"):
+            preset("nano", 512, **{field: value})
+    for field in ("seed", "batch_size"):
+        with pytest.raises(ConfigError, match=f"{field} = {10**24}"):
+            build(TrainConfig, {"data": "d", "max_steps": 1, field: 10**24}, origin="test")
+
+
 def test_shapes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiple of n_kv_head"):
         preset("nano", n_head=4, n_kv_head=3)

@@ -266,6 +266,8 @@ def test_an_out_that_names_no_file_is_refused(
 ) -> None:
     model, given = model_of(tokenizer), documents(["The dog."])
     for folder in (Path("."), Path(""), tmp_path):
+        with pytest.raises(UsageError, match=r"^- is no file that can be gone on with"):
+            label(given, Path("-"), model, settings_of())
         with pytest.raises(UsageError, match=r"is a folder: name a file, such as pairs\.jsonl"):
             label(given, folder, model, settings_of())
     with pytest.raises(UsageError, match=r"there is no folder .*no: make it"):
@@ -275,7 +277,7 @@ def test_an_out_that_names_no_file_is_refused(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("backgpt.label.write_whole", refuse)
-    with pytest.raises(BackgptError, match=r"cannot write beside .*out.jsonl: Permission denied"):
+    with pytest.raises(BackgptError, match=r"cannot write .*state: Permission denied; choose"):
         label(given, tmp_path / "out.jsonl", model, settings_of())
 
 

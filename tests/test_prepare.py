@@ -13,7 +13,7 @@ import pytest
 from backgpt import parts
 from backgpt.datasets import HUB_FILES, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.sources import OFFICIAL_VALID
-from backgpt.errors import BackgptError, ConfigError, DataError
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
 from backgpt.prepare import PrepareReport, peek, prepare
 from backgpt.shards import Shard, open_dataset
 from backgpt.tokenizer import Tokenizer
@@ -199,6 +199,45 @@ def test_a_file_deleted_from_a_finished_dataset_is_made_again(
     (tmp_path / "out" / name).unlink()
     assert not run(corpus, tmp_path / "out").reused
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "damage", [{"train": 7}, {"notes": None}, {"train": {"shards": 1, "more": 2}}, {"job": None}]
+)
+def test_a_damaged_dataset_file_is_named(
+    corpus: Path, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    about = json.loads((out / "dataset.json").read_text())
+    about |= damage if "job" not in damage else {}
+    kept = {key: value for key, value in about.items() if value is not None}
+    (out / "dataset.json").write_text(json.dumps(kept) if "job" not in damage else "[" * 100_000)
+    with pytest.raises(CorruptFileError, match=r"dataset.json is damaged: remove its folder"):
+        run(corpus, out)
+
+
+def test_a_shard_that_was_cut_off_is_not_already_prepared(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    shard = out / "train-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(CorruptFileError, match=r"train-00000.bin has 1000 bytes"):
+        run(corpus, out)
+
+
+def test_what_cannot_be_read_twice_or_at_all_is_told(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.txt", tmp_path / "link.txt"
+    link.symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(pipe)
+    for source, told in (
+        (str(pipe), "is no plain file, and is read twice: copy it into one first"),
+        (str(tmp_path / "l*.txt"), r"cannot read .*link.txt: No such file.*; leave it out"),
+        ("", "the source is empty: give a file"),
+    ):
+        with pytest.raises(DataError, match=told):
+            run(source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_do_not_overwrite_a_dataset(corpus: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from backgpt.config import TrainConfig, build, read_toml
 from backgpt.errors import BackgptError, ConfigError, DataError, StoppedError, TrainingError
 from backgpt.model_folder import LATEST, pointed, read_model
 from backgpt.run import Run
-from backgpt.run_folder import check_same_run, read_metrics
+from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train
 
 TINY = {
@@ -372,9 +372,37 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_settings_are_free_until_there_is_a_checkpoint(dataset_path: Path, tmp_path: Path) -> None:
+    first = settings(dataset_path, tmp_path / "run", lr=0.1)
+    first.out.mkdir()
+    write_settings(first)  # as a run leaves it that fails in its first steps
+    train(settings(dataset_path, first.out), report=Notes())
+    assert "lr = 0.003" in (first.out / "config.toml").read_text()
+
+
+def test_a_name_that_reads_as_a_formula_is_the_title_of_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 6.0}\n{"step": 2, "loss": 5.0}\n')
+    for title in (r"$\frac{$, backward", "inv\udcff, backward"):
+        plot(tmp_path, title=title)
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "loss.png").unlink()
+
+
+def test_out_of_memory_on_a_cpu_says_what_to_lower(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("backgpt.kernels.cross_entropy_sum", full)
+    with pytest.raises(TrainingError, match=r"out of memory with batch_size = \d+: lower it"):
+        train(settings(dataset_path, tmp_path / "run"), report=Notes())
+
+
 def test_a_metrics_line_that_was_not_written_whole_ends_what_is_known(tmp_path: Path) -> None:
     good, later = b'{"step": 1, "loss": 6.0}\n', b'{"step": 3, "loss": 5.0}\n'
-    for bad in (b"\0\0\0\n", b'{"step": 2, "lo\n', b"\xff\n"):
+    odd = (b'"x"\n', b'{"loss": 1}\n', b'{"step": "2"}\n', b"[" * 100_000 + b"\n")
+    for bad in (b"\0\0\0\n", b'{"step": 2, "lo\n', b"\xff\n", *odd):
         (tmp_path / "metrics.jsonl").write_bytes(good + bad + later)
         assert [record["step"] for record in read_metrics(tmp_path)] == [1]
 

@@ -1,5 +1,23 @@
-"""`python -m backgpt`, which is also what torchrun starts."""
+"""`python -m backgpt`, which is also what torchrun starts; and what the commands call."""
 
-from backgpt.cli import main
+import sys
+from typing import NoReturn
 
-main()
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line, interruptible from the first import on."""
+    try:
+        from backgpt import cli
+    except KeyboardInterrupt:
+        print("backgpt: interrupted", file=sys.stderr)
+        sys.exit(130)
+    cli.main(arguments)
+
+
+def backchat() -> NoReturn:
+    """Run `backgpt chat`."""
+    main(["chat", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

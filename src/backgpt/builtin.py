@@ -69,6 +69,8 @@ def find(model: str | PathLike[str] | None = None, *, models: Path | None = None
             raise DataError(f"there is no built-in model {model!r} here: name a model")
     if model in known:
         return (models or MODELS) / model
+    if not str(model):
+        raise DataError("the model is empty: name one, or leave it out")
     path = Path(model)
     if not path.exists():
         from backgpt.hub import download, is_name

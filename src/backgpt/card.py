@@ -206,7 +206,7 @@ def read_as(kind: type[AnySettings], path: Path) -> AnySettings:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path} is not a JSON object")

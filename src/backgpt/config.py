@@ -61,8 +61,8 @@ class TrainConfig(Settings):
 
     max_steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    grad_accum_steps: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=2**24)
+    grad_accum_steps: int = Field(default=1, ge=1, le=2**24)
 
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = Field(default=3e-3, gt=0)
@@ -75,7 +75,7 @@ class TrainConfig(Settings):
     beta2: float = Field(default=0.95, ge=0, lt=1)
     grad_clip: float = Field(default=1.0, ge=0)
 
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"

@@ -13,6 +13,13 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
+def printable(text: str) -> str:
+    """Return `text` on one line: what a terminal cannot show, or would obey, is escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 class BackgptError(Exception):
     """A failure with a one-line reason: a damaged file, a full disk, a run that diverged."""
 

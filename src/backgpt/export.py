@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from backgpt import __version__
 from backgpt.builtin import DEFAULT, find
 from backgpt.card import CARD, Card, read_card
-from backgpt.errors import CorruptFileError, UsageError
+from backgpt.errors import CorruptFileError, UsageError, printable
 from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
 from backgpt.manifest import MANIFEST, read_json
 from backgpt.model_folder import TOKENIZER, WEIGHTS, ModelFolder, folder_of, read_model, save_model
@@ -120,7 +120,7 @@ def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
 def _name_of(model: str | PathLike[str]) -> str:
     """Return the last part of a path, or of a name on the hub without its revision."""
     if Path(model).exists():
-        return Path(model).absolute().name
+        return printable(Path(model).absolute().name)
     return str(model).partition("@")[0].rpartition("/")[2]
 
 

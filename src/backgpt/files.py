@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from pathlib import Path
 
 from backgpt.errors import BackgptError
@@ -17,7 +18,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace the contents of `path` by `data` in one step. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # nobody else's
     try:
         write_synced(temporary, data)
         temporary.replace(path)

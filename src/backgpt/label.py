@@ -26,8 +26,8 @@ from backgpt.chat import Template
 from backgpt.config import Settings
 from backgpt.datasets.records import Document
 from backgpt.engine import Engine
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
-from backgpt.files import write_whole
+from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError, printable
+from backgpt.files import cannot_write, write_whole
 from backgpt.generate import Text, collect_all
 from backgpt.messages import Message
 from backgpt.order import ModelIds
@@ -52,9 +52,9 @@ class LabelSettings(Settings):
     candidates: int = Field(default=4, ge=1)
     score: Way
     threshold: float | None = None
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=2**24)
     max_new_tokens: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class LabelState(Settings):
@@ -222,7 +222,7 @@ class _Case:
             score=score,
             logprob=question.logprob,
             seed=question.seed,
-            source=Path(self.document.origin).name,
+            source=printable(Path(self.document.origin).name),
         )
 
 
@@ -291,6 +291,8 @@ def _check_place(out: Path) -> None:
     """Raise UsageError unless `out` names a file in a folder that is there."""
     if out.is_dir():
         raise UsageError(f"{out} is a folder: name a file, such as pairs.jsonl")
+    if out.name == "-" or (out.exists() and not out.is_file()):
+        raise UsageError(f"{out} is no file that can be gone on with: name one, as pairs.jsonl")
     if not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent}: make it, or choose another --out")
 
@@ -338,7 +340,7 @@ def _write_state(out: Path, state: LabelState) -> None:
     try:
         write_whole(out.with_name(out.name + STATE_SUFFIX), state.model_dump_json().encode())
     except OSError as error:
-        raise BackgptError(f"cannot write beside {out}: {error.strerror}") from None
+        raise cannot_write(out.with_name(out.name + STATE_SUFFIX), error) from None
 
 
 def _rest(texts: Iterable[Document], state: LabelState) -> Iterator[Document]:

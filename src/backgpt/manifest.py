@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CorruptFileError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise CorruptFileError(f"{path} is not a JSON object")

@@ -210,8 +210,10 @@ def save_model(
 def folder_of(path: Path) -> Path:
     """Return the model folder that `path` means. Raises DataError if there is none."""
     if path.is_file() and path.name in (BEST, LATEST):
-        path, name = path.parent, path.name
-        return pointed(path, name) or path
+        folder = pointed(path.parent, path.name)
+        if folder is None:
+            raise DataError(f"{path} names no checkpoint that is there: give its run folder")
+        return folder
     if not path.is_dir():
         raise DataError(f"there is no model at {path}: give a model folder or a run folder")
     if (path / CONFIG).is_file():
@@ -225,8 +227,9 @@ def folder_of(path: Path) -> Path:
 def pointed(run: Path, name: str) -> Path | None:
     """Return the checkpoint that the file `name` in the run folder names, or None."""
     try:
-        return run / (run / name).read_text(encoding="utf-8").strip()
-    except OSError:
+        folder = run / (run / name).read_text(encoding="utf-8").strip()
+        return folder if (folder / CONFIG).is_file() and folder != run else None
+    except (OSError, ValueError):  # it is not there, or damaged
         return None
 
 

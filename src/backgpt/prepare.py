@@ -14,6 +14,7 @@ in which part follows from the sources alone, never from the number of workers.
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, cast
 from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
 from backgpt.files import write_whole
 from backgpt.order import Direction, Unit
 from backgpt.parts import (
@@ -208,7 +209,8 @@ def _open_work(out: Path, job: dict[str, Any]) -> Path | None:
     finished = _read_json(out / DATASET_FILE)
     if finished is not None:
         _refuse_other_job(out, finished.get("job"), job)
-        if all((out / name).exists() for name in _made_files(finished)):
+        if all((out / name).exists() for name in _made_files(finished, out)):
+            open_dataset(out)  # raises CorruptFileError for what was cut off
             shutil.rmtree(work, ignore_errors=True)
             return None
     elif not work.exists() and out.exists() and any(out.iterdir()):
@@ -233,10 +235,15 @@ def _forget_if_nothing_was_encoded(out: Path) -> None:
             out.rmdir()
 
 
-def _made_files(about: dict[str, Any]) -> Iterator[str]:
+def _made_files(about: dict[str, Any], out: Path) -> Iterator[str]:
+    """Yield the names of the files of a dataset, given what its own file says."""
     yield TOKENIZER_FILE
     for split in SPLITS:
-        for number in range(about[split]["shards"]):
+        try:
+            count = range(about[split]["shards"])
+        except (KeyError, TypeError):
+            raise _damaged(out / DATASET_FILE) from None
+        for number in count:
             yield shard_name(split, number)
 
 
@@ -261,12 +268,22 @@ def _describe(source: Source, split: Split | None) -> dict[str, Any]:
     elif source.spec in HUB_FILES:
         files = [asdict(HUB_FILES[source.spec])]
     else:
-        stats = [(path, path.stat()) for path in source.files]
+        stats = [(path, _stat(path)) for path in source.files]
         files = [
-            {"name": str(path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
-            for path, stat in stats
+            {"name": str(path), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+            for path, found in stats
         ]
     return {"source": source.spec, "split": split, "files": files}
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; leave it out") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path} is no plain file, and is read twice: copy it into one first")
+    return found
 
 
 # --- stage 2: tokenizer
@@ -356,14 +373,22 @@ def _write_report(out: Path, job: dict[str, Any], report: PrepareReport) -> None
 
 def _read_report(out: Path) -> PrepareReport:
     values = _read_json(out / DATASET_FILE) or {}
-    values.pop("job")
-    for split in SPLITS:
-        values[split] = SplitCounts(**values[split])
-    return PrepareReport(**{**values, "notes": tuple(values["notes"])}, out=out, reused=True)
+    try:
+        values.pop("job")
+        for split in SPLITS:
+            values[split] = SplitCounts(**values[split])
+        return PrepareReport(**{**values, "notes": tuple(values["notes"])}, out=out, reused=True)
+    except (KeyError, TypeError):
+        raise _damaged(out / DATASET_FILE) from None
+
+
+def _damaged(path: Path) -> CorruptFileError:
+    return CorruptFileError(f"{path} is damaged: remove its folder and prepare again")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # names of files may be no text
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -372,8 +397,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise CorruptFileError(f"{path} is damaged: remove its folder and prepare again")
+        raise _damaged(path)
     return value

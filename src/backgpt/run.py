@@ -22,6 +22,7 @@ from backgpt.batches import Ahead, Batch, TrainingBatches
 from backgpt.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
+    checkpoints,
     point,
     save_checkpoint,
     thin,
@@ -194,10 +195,13 @@ class Run:
             with self.autocast():
                 loss: Tensor = self.step_loss(inputs, targets)
             torch.autograd.backward(loss * scale)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            of_gpu = isinstance(error, torch.OutOfMemoryError)
+            if not of_gpu and "allocate memory" not in str(error):  # as a CPU has it
+                raise
             raise TrainingError(
                 f"out of memory with batch_size = {self.config.batch_size}: lower it, and raise "
-                f"grad_accum_steps = {self.config.grad_accum_steps} in proportion"
+                f"grad_accum_steps = {self.config.grad_accum_steps} in proportion{self._anew()}"
             ) from None
         return loss.detach()
 
@@ -316,8 +320,12 @@ class Run:
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
             f"{what} is not a number; {self.config.out} keeps what was saved before: "
-            f"lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}"
+            f"lower lr = {self.config.lr} or muon_lr = {self.config.muon_lr}{self._anew()}"
         )
+
+    def _anew(self) -> str:
+        """Return what else a setting takes that cannot be changed once there is a checkpoint."""
+        return ", with another --out" if checkpoints(self.config.out) else ""
 
     def _wrapped_loss(self) -> nn.Module:
         """Return the module whose output is the summed loss: compiled, or on several ranks.

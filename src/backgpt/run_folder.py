@@ -9,13 +9,14 @@ runs/<name>/config.toml     the settings, resolved; usable as input
 
 import json
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from backgpt.checkpoint import CHECKPOINTS
+from backgpt.checkpoint import CHECKPOINTS, checkpoints
 from backgpt.config import TrainConfig, build, read_toml, to_toml
-from backgpt.errors import BackgptError, ConfigError
-from backgpt.files import write_whole
+from backgpt.errors import ConfigError, printable
+from backgpt.files import cannot_write, write_whole
 from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
@@ -42,7 +43,7 @@ def check_same_run(config: TrainConfig) -> None:
         raise ConfigError(f"{run} is not a folder: choose another --out")
     if not file.is_file():
         _check_no_other(run)
-    else:
+    elif checkpoints(run):  # before the first, nothing depends on the settings
         before = build(TrainConfig, read_toml(file), origin=str(file))
         for key, value in config:
             if key not in CHANGEABLE and value != getattr(before, key):
@@ -66,11 +67,11 @@ def write_settings(config: TrainConfig) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         write_whole(config.out / SETTINGS, to_toml(config).encode())
     except OSError as error:
-        raise BackgptError(f"cannot write to {config.out}: {error.strerror}") from None
+        raise cannot_write(config.out, error) from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of `metrics.jsonl`, up to the first line that was not written whole."""
+    """Return the records of `metrics.jsonl`, up to the first line that was not written so."""
     try:
         lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     except FileNotFoundError:
@@ -78,9 +79,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     records = []
     for line in lines:
         try:
-            records.append(json.loads(line))
-        except ValueError:  # power was cut while it was written
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # power was cut while it was written
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 
@@ -141,13 +145,14 @@ def plot(run: Path, *, title: str) -> None:
             color="#c8553d",
         )
     top = max(losses[0] * 0.6, _running_mean(losses)[-1] * 2)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(None, top), title=title)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(None, top))
+    axes.set_title(printable(title), parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    temporary = run / f"{CURVE}.tmp"
-    figure.savefig(temporary, format="png")
-    temporary.replace(run / CURVE)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(run / CURVE, picture.getvalue())
 
 
 def _running_mean(values: tuple[float, ...], smoothing: float = 0.97) -> list[float]:

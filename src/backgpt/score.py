@@ -139,7 +139,8 @@ def score_texts(
     overlap: int = 0,
     context: int | None = None,
 ) -> list[Score]:
-    """Score whole documents, batched; the result does not depend on what stands beside them.
+    """Score whole documents, batched; the result does not depend on what stands beside them (in
+    bfloat16 and on a GPU: beyond their rounding).
 
     Texts that are longer than the context, or than `context` ids, are cut into windows (see
     `windows`). Raises UsageError if `overlap`, in ids, is not from 0 to less than the context.

@@ -11,6 +11,7 @@ from typing import Any
 from backgpt.errors import ConfigError
 
 MAX_VOCAB_SIZE = 65_536  # of what is trained here: its ids are stored as uint16
+MOST, MOST_LAYERS = 2**24, 1024  # of what no computer at hand could hold
 EMBEDDING = "model.embed_tokens.weight"
 """What Hugging Face calls the embedding of ids, which is the head as well."""
 
@@ -38,6 +39,9 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} = {value!r}: it must be a whole number")
             if field.type is int and value < least:
                 raise ConfigError(f"{field.name} = {value}: it must be {least} or more")
+            most = MOST_LAYERS if field.name == "n_layer" else MOST
+            if field.type is int and value > most:
+                raise ConfigError(f"{field.name} = {value}: it must be at most {most:,}")
             if field.type is float and not 0 < _number(value) < float("inf"):
                 raise ConfigError(f"{field.name} = {value!r}: it must be a number above 0")
         if self.n_head % self.n_kv_head:

@@ -27,7 +27,7 @@ from backgpt.cli.score import score
 from backgpt.cli.serve import serve
 from backgpt.cli.train import train
 from backgpt.cli.unreverse import unreverse
-from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError
+from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError, printable
 
 UNEXPECTED = "Got unexpected extra argument(s) "
 EXPECTED = {"sample": "--ending", "train": "--data", "serve": "--model"}
@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
         sys.exit(EXIT_FAILURE)
+    except MemoryError:
+        _fail("out of memory: ask for less at a time, or take a smaller model", EXIT_FAILURE)
     except OSError as error:
         place = error.filename or "standard output or a file"
         _fail(f"{place}: {error.strerror or error}", EXIT_FAILURE)
@@ -101,11 +103,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if code == EXIT_INTERRUPTED:  # the parser caught it
         _fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def backchat() -> NoReturn:
-    """Run `backgpt chat`."""
-    main(["chat", *sys.argv[1:]])
 
 
 def _open_what_is_closed() -> None:
@@ -149,5 +146,5 @@ def _parser_error(error: Any, given: list[str]) -> tuple[str, int] | None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"backgpt: {message}", file=sys.stderr)
+    print(f"backgpt: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -35,7 +35,7 @@ def open_model(
             f"slower: {TO_HAVE_NATIVE}",
             file=sys.stderr,
         )
-    isa = os.environ.get(ISA) if on_cpu else None
+    isa = os.environ.get(ISA) or None if on_cpu else None
     return load(path, engine=engine, device=device, isa=isa, **settings)
 
 

@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
 from backgpt.cli.given import WHICH_MODEL
-from backgpt.errors import UsageError
+from backgpt.errors import UsageError, printable
 
 
 def label(
@@ -37,7 +37,12 @@ def label(
             "nats per token; 0 if not given."
         ),
     ] = None,
-    batch_size: Annotated[int, Option(help="Texts that are worked on together.")] = 8,
+    batch_size: Annotated[
+        int,
+        Option(
+            help="Texts that are worked on together; each is compared with a question to another."
+        ),
+    ] = 8,
     max_new_tokens: Annotated[int, Option(help="Most tokens of a question.")] = 64,
     seed: Annotated[int, Option(help="The same seed writes the same questions.")] = 0,
     limit: Annotated[int | None, Option(help="Stop after so many texts.")] = None,
@@ -65,9 +70,9 @@ def label(
     forward = load(twin, direction="forward", device=device) if twin else None
     own = "forward" if forward or loaded.language.told else "round-trip"
     given: dict[str, Any] = {
-        "model": model or CHAT_MODEL,
-        "twin": twin,
-        "source": file.name,
+        "model": printable(model or CHAT_MODEL),
+        "twin": twin and printable(twin),
+        "source": printable(file.name),
         "field": field,
         "candidates": candidates,
         "score": score or own,

@@ -116,7 +116,10 @@ def sample(
     device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8", "int4"] | None,
-        Option(help="What the native engine computes in; int8 for models stored so, or float32."),
+        Option(
+            help="What the native engine computes in; int8 for models stored so, or float32. With "
+            "bfloat16 a text may depend on how many are written beside it."
+        ),
     ] = None,
     threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
 ) -> None:

@@ -142,6 +142,8 @@ def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Cat
     models: dict[str, Served] = {}
     for one in wanted or builtin.names():
         name, separator, path = one.partition("=")
+        if separator and not (name and path):
+            raise UsageError(f"model = {one}: a name or a model is missing in NAME=MODEL")
         path = path if separator else name
         if not separator and path not in builtin.names():
             name = Path(path).resolve().name

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backgpt.config import TrainConfig
     from backgpt.devices import Ranks
 
+SET_BY_TORCHRUN = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LONGEST_WAIT = timedelta(hours=2)  # other ranks wait while the first one validates
 
 
@@ -147,6 +148,9 @@ def _distributed(settings: "TrainConfig") -> "Iterator[Ranks]":
     if "RANK" not in os.environ:
         yield Ranks()
         return
+    missing = [name for name in SET_BY_TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise UsageError(f"RANK is set, {missing[0]} is not: start with torchrun, or unset RANK")
     on_cuda = settings.device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=LONGEST_WAIT)
     try:

@@ -46,6 +46,9 @@ def find_source(
     Folders are searched recursively, hidden files left out; files are sorted by path. Raises
     DataError if there is nothing, BackgptError as `fetch`.
     """
+    if not spec:
+        known = ", ".join(NAMED_SOURCES)
+        raise DataError(f"the source is empty: give a file, a folder, a glob, or one of {known}")
     if spec == BUILTIN:
         return Source(spec=spec, files=())
     if spec in HUB_FILES:
