@@ -13,7 +13,8 @@ import pytest
 from backgpt import parts
 from backgpt.datasets import HUB_FILES, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.sources import OFFICIAL_VALID
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
+from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
+from backgpt.files import held
 from backgpt.prepare import PrepareReport, peek, prepare
 from backgpt.shards import Shard, open_dataset
 from backgpt.tokenizer import Tokenizer
@@ -224,6 +225,13 @@ def test_a_shard_that_was_cut_off_is_not_already_prepared(corpus: Path, tmp_path
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(CorruptFileError, match=r"train-00000.bin has 1000 bytes"):
         run(corpus, out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_processes_do_not_prepare_one_folder(corpus: Path, tmp_path: Path) -> None:
+    with held(tmp_path / "out"), pytest.raises(UsageError, match="another process is writing to"):
+        run(corpus, tmp_path / "out")
+    run(corpus, tmp_path / "out")
 
 
 def test_what_cannot_be_read_twice_or_at_all_is_told(tmp_path: Path) -> None:

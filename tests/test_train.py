@@ -18,7 +18,15 @@ import torch
 from backgpt import run as run_module
 from backgpt.checkpoint import checkpoints, read_checkpoint
 from backgpt.config import TrainConfig, build, read_toml
-from backgpt.errors import BackgptError, ConfigError, DataError, StoppedError, TrainingError
+from backgpt.errors import (
+    BackgptError,
+    ConfigError,
+    DataError,
+    StoppedError,
+    TrainingError,
+    UsageError,
+)
+from backgpt.files import held
 from backgpt.model_folder import LATEST, pointed, read_model
 from backgpt.run import Run
 from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
@@ -370,6 +378,16 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     train(config, report=Notes())
     train(settings(dataset_path, tmp_path / "whole"), report=Notes())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_processes_do_not_train_in_one_folder(dataset_path: Path, tmp_path: Path) -> None:
+    config = settings(dataset_path, tmp_path / "run", max_steps=1)
+    with held(config.out), pytest.raises(UsageError, match=r"another process is writing to .*run"):
+        train(config, report=Notes())
+    assert not checkpoints(config.out)
+    train(config, report=Notes())
+    assert checkpoints(config.out)
 
 
 def test_settings_are_free_until_there_is_a_checkpoint(dataset_path: Path, tmp_path: Path) -> None:

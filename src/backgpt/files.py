@@ -3,9 +3,12 @@
 import errno
 import os
 import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from backgpt.errors import BackgptError
+from backgpt.errors import BackgptError, UsageError
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -28,10 +31,44 @@ def write_whole(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make `folder` and keep other processes that call this out of it (not on Windows).
+
+    Raises UsageError if one is in it, BackgptError if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is writing to {folder}: let it end, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def cannot_write(path: Path, error: OSError) -> BackgptError:
     """Return what tells a user that `path` could not be written."""
-    way_out = "make room" if error.errno == errno.ENOSPC else "choose another place"
-    return BackgptError(f"cannot write {path}: {error.strerror or error}; {way_out}")
+    # numpy gives no number where it could not write all of an array.
+    way_out = {errno.ENOSPC: "make room", None: "make room, or choose another place"}
+    otherwise = "choose another place"
+    return BackgptError(
+        f"cannot write {path}: {error.strerror or error}; {way_out.get(error.errno, otherwise)}"
+    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_s
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
-from backgpt.files import write_whole
+from backgpt.files import held, write_whole
 from backgpt.order import Direction, Unit
 from backgpt.parts import (
     CHUNK_BYTES,
@@ -92,7 +92,8 @@ def prepare(
     `valid_fraction` of the documents of all other sources, chosen by their hash. `field` and
     `separator` are as in `datasets.read_file`; `workers` is the number of processes (None: one
     per core). Raises ConfigError for settings out of range or an `out` that holds something else,
-    DataError for sources that cannot be read, BackgptError if writing or the hub fails.
+    DataError for sources that cannot be read, UsageError if another process is writing to `out`,
+    BackgptError if writing or the hub fails.
     """
     _check_settings(sources, vocab_size, valid_fraction, workers)
     tell = progress or (lambda stage, done, total: None)
@@ -118,21 +119,22 @@ def prepare(
         work = _open_work(out, job)
         if work is None:
             return _read_report(out)
-        trained = given or _train_tokenizer(stream(), work, vocab_size, sample_bytes, tell)
-        trained.save(work / TOKENIZER_FILE)
-        read = stream()
-        n_chunks = encode(
-            read,
-            work,
-            trained,
-            chunk_bytes=chunk_bytes,
-            workers=workers or _cores(),
-            progress=tell,
-        )
-        counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
-        made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
-        _write_report(out, job, made)
-        shutil.rmtree(work)
+        with held(out):
+            trained = given or _train_tokenizer(stream(), work, vocab_size, sample_bytes, tell)
+            trained.save(work / TOKENIZER_FILE)
+            read = stream()
+            n_chunks = encode(
+                read,
+                work,
+                trained,
+                chunk_bytes=chunk_bytes,
+                workers=workers or _cores(),
+                progress=tell,
+            )
+            counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
+            made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
+            _write_report(out, job, made)
+            shutil.rmtree(work)
     except OSError as error:
         raise BackgptError(
             f"cannot write to {out}: {error.strerror or error}; "

@@ -7,7 +7,7 @@ so a resumed run is the unbroken one, bit for bit on CPU.
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 from threading import Thread
 from types import FrameType
@@ -15,6 +15,7 @@ from types import FrameType
 from backgpt.config import TrainConfig
 from backgpt.devices import Ranks, any_rank
 from backgpt.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, StoppedError
+from backgpt.files import held
 from backgpt.optim import clip_gradients, schedule
 from backgpt.run import Reporter, Run, RunResult
 
@@ -25,10 +26,16 @@ def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> Run
     """Run, or resume, the training that `config` describes, and return how it ended.
 
     Raises ConfigError, DataError or CorruptFileError before anything is written if the settings
-    or the data do not fit; TrainingError if the loss stops being a number; StoppedError after
-    saving when SIGINT or SIGTERM asked for an end.
+    or the data do not fit; UsageError if another process trains there; TrainingError if the loss
+    stops being a number; StoppedError after saving when SIGINT or SIGTERM asked for an end.
     """
     run = Run(config, report, ranks)
+    with held(config.out) if ranks.first else nullcontext():
+        return _train(run)
+
+
+def _train(run: Run) -> RunResult:
+    config, report, ranks = run.config, run.report, run.ranks
     first_step = run.resume()
     if ranks.first:
         report.started(first_step=first_step, max_steps=run.max_steps)
