@@ -406,6 +406,16 @@ def test_a_name_that_reads_as_a_formula_is_the_title_of_a_picture(tmp_path: Path
         (tmp_path / "loss.png").unlink()
 
 
+def test_a_curve_that_cannot_be_drawn_does_not_end_the_run(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    config, notes = settings(dataset_path, tmp_path / "run"), Notes()
+    (config.out / "loss.png" / "in the way").mkdir(parents=True)
+    result = train(config, report=notes)
+    assert result.step == 6
+    assert any("the loss curve was not drawn: cannot write" in note for note in notes.notices)
+
+
 def test_out_of_memory_on_a_cpu_says_what_to_lower(
     dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ from backgpt.devices import (
 )
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import TrainingError, needs_extra
+from backgpt.files import cannot_write
 from backgpt.generate import collect
 from backgpt.model import Transformer
 from backgpt.model_folder import BEST, ModelFolder
@@ -268,7 +269,12 @@ class Run:
             if record["valid_loss"] <= min(self._valid_losses().values()):
                 point(run, BEST, saved)
         run_folder.add_samples(run, done, self._samples(engine, done))
-        run_folder.plot(run, title=f"{run.name}, {self.config.direction}")
+        try:
+            run_folder.plot(run, title=f"{run.name}, {self.config.direction}")
+        except OSError as error:  # no reason to end a run
+            self._notice(
+                f"the loss curve was not drawn: {cannot_write(run / run_folder.CURVE, error)}"
+            )
         self.model.train()
         self.clock = (time.perf_counter(), self.tokens)
 
