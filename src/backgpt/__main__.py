@@ -3,6 +3,8 @@
 import sys
 from typing import NoReturn
 
+from backgpt.errors import EXIT_INTERRUPTED
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line, interruptible from the first import on."""
@@ -10,7 +12,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from backgpt import cli
     except KeyboardInterrupt:
         print("backgpt: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     cli.main(arguments)
 
 

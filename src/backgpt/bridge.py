@@ -24,7 +24,7 @@ from backgpt.slices import Slices
 from backgpt.tokenizer import WHITE_SPACE
 
 ACROSS = 10  # ids behind a seam that are scored
-AT_SEAM = 3  # how many times the first of them counts: all others have the next one to go by
+AT_SEAM = 3  # how many times the first of them counts: each other one has that before it to go by
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
 
 Row = tuple[ModelIds, ModelIds]

@@ -71,7 +71,7 @@ def write_settings(config: TrainConfig) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the records of `metrics.jsonl`, up to the first line that was not written so."""
+    """Return the records of `metrics.jsonl`, up to the first line that is none."""
     try:
         lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 Takes settings and a prepared dataset; gives a run folder with checkpoints, metrics, samples and a
 curve. Everything random follows from (seed, step, rank), the data position from the step alone,
-so a resumed run is the unbroken one, bit for bit on CPU.
+so a resumed run is the unbroken one, bit for bit on a CPU with as many threads.
 """
 
 import signal
