@@ -47,6 +47,7 @@ FLOORS = {
         "hub",
         "sampling",
         "slices",
+        "wanted",
         "running",
         "stop_strings",
         "generate",

@@ -59,6 +59,7 @@ def test_in_front_of_a_server_of_ours_texts_are_the_same(
         {"suffix": "😀", "seed": 2, "backgpt": {"words": ["fox"], "length": "short"}},
         {"prompt": ["One.", "Two."], "seed": 2, "n": 2, "max_tokens": 9, "top_k": 30},
         {"prompt": "Once", "backgpt": {"direction": "forward"}, "seed": 4, "max_tokens": 20},
+        {"suffix": "", "backgpt": {"direction": "forward", "words": ["a dog", "fox"]}, "seed": 4},
         {"suffix": "The end.", "seed": 5, "max_tokens": 60, "stop": ["e", "a"]},
         {"prompt": "One day", "suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2},
         {"suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2, "best_of": 4},
@@ -358,7 +359,7 @@ def test_the_connections_are_closed_when_the_server_ends(model: Model) -> None:
         {"logprobs": 0},
         {"echo": True},
         {"stream": True, "stream_options": {"include_usage": True}},
-        {"backgpt": {"raw": {}, "words": ["a"]}},
+        {"backgpt": {"raw": {}, "length": "short"}},
     ],
 )
 def test_what_means_nothing_for_raw_ids_is_refused(

@@ -84,9 +84,10 @@ class Model:
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
-        A model that takes hints is told `words` that should occur, a `length` ("short", "medium"
-        or "long") and, running backward, the `opening` that the text should begin with; it obeys
-        more often than not, and `Hints.obeyed_by` tells.
+        A model that takes hints is told `words` that should occur, which are made likelier as well
+        until they do (see `wanted`, the module), a `length` ("short", "medium" or "long") and,
+        running backward, the `opening` that the text should begin with. These are wishes:
+        `Hints.obeyed_by` tells.
         With `continues` some text follows the ending (or precedes the opening): it does not stand
         at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
         ends where one of the texts `stop` is written, which are not part of it. The same `seed`

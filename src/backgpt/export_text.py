@@ -274,7 +274,7 @@ def _forward() -> Iterator[str]:
 
 def _hints() -> Iterator[str]:
     yield from ("## Hints", "")
-    yield "The model was trained to obey hints, more often than not. They stand before `<|end|>`:"
+    yield "The model was trained with hints, which are wishes. They stand before `<|end|>`:"
     yield "`<|hint|>`, its kind, its text turned around like any other; in this order, any of them:"
     yield '`length` ("short", "medium" or "long"), `words` (up to four, in lower case), `opening`.'
     yield from ("", "```python", "def hint(kind, text):")

@@ -67,17 +67,25 @@ class Hints:
     def obeyed_by(self, text: str) -> dict[Kind, bool]:
         """Return for each hint that is given whether `text` does as it says.
 
-        A word counts whatever its case, and only as a whole word; any white space divides words.
+        A word counts whatever its case, and only as a whole word, as does the last one of an
+        opening; any white space divides words.
         """
         obeyed: dict[Kind, bool] = {}
         if self.length is not None:
             obeyed["length"] = length_of(text) == self.length
         if self.words:
-            wanted, lowered = " ".join(self.words).lower().split(), text.lower()
-            obeyed["words"] = all(_occurs(word, lowered) for word in wanted)
+            obeyed["words"] = not self.missing_words(text)
         if self.opening is not None:
-            obeyed["opening"] = text.startswith(self.opening)
+            rest = text.removeprefix(self.opening)
+            goes_on = self.opening[-1].isalnum() and rest[:1].isalnum()
+            obeyed["opening"] = text.startswith(self.opening) and not goes_on
         return obeyed
+
+    def missing_words(self, text: str) -> tuple[str, ...]:
+        """Return those of the words, as they were given, that do not occur in `text`."""
+        lowered = text.lower()
+        each = " ".join(self.words).split()
+        return tuple(word for word in each if not occurs(word, lowered))
 
 
 NO_HINTS = Hints()
@@ -120,12 +128,15 @@ def draw_hints(text: str, random: np.random.Generator) -> Hints:
     return Hints(opening=opening, words=words, length=length)
 
 
-def _occurs(word: str, text: str) -> bool:
-    """Return whether a word occurs as a whole in a text, both in lower case.
+def occurs(word: str, lowered: str) -> bool:
+    """Return whether a word, whatever its case, occurs as a whole in a text in lower case.
 
     What is not letters only, such as `r2d2` or `3`, must have no letter or digit joined on.
     """
+    word = word.lower()
+    if word not in lowered:
+        return False
     if _WORD.fullmatch(word):
-        return word in words_of(text)
+        return word in words_of(lowered)
     before, after = r"(?:(?<!\w)|(?!\w))", r"(?:(?!\w)|(?<!\w))"  # nothing joins on a mark
-    return re.search(before + re.escape(word) + after, text) is not None
+    return re.search(before + re.escape(word) + after, lowered) is not None

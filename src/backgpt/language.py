@@ -48,7 +48,7 @@ class Prompt:
 
     `text` is the given text that what is written joins; `ids`, (T,), all ids that are read, the
     text's own behind the first `n_first`. `joins_on` says that the text brings its own white space
-    at the edge where the model writes.
+    at the edge where the model writes. `words` are to occur, and do not yet.
     """
 
     text: str
@@ -56,6 +56,7 @@ class Prompt:
     n_first: int
     joins_on: bool
     stops: Stops
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,12 @@ class Language:
             n_first=len(first),
             joins_on=not text or (backward and text[0] in " \n"),
             stops=Stops(edge, edge),
+            words=hints.missing_words(text),
         )
+
+    def word_ids(self, word: str) -> ModelIds:
+        """Return the ids, (T,), of a word as it stands behind a space, in model order."""
+        return self.order.to_model(self.tokenizer.encode(word))
 
     def decoder(self, prompt: Prompt) -> LeftwardDecoder | RightwardDecoder:
         """Return what turns the bytes that are written for a prompt into text that joins it."""

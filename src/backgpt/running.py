@@ -8,6 +8,7 @@ requests of a server.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from backgpt.engine import Engine, FloatArray
 from backgpt.errors import TooLongError, UsageError
 from backgpt.language import Language, Prompt, Stops
 from backgpt.sampling import Sampling, draw, likeliest, logprob_of
+from backgpt.wanted import WantedWords
 
 Row = npt.NDArray[np.float64]  # (V,)
 Likeliest = tuple[tuple[int, float], ...]
@@ -75,10 +77,11 @@ class Running:
         """
         room = room_for(self._engine, job)
         barred = barred_ids(job.language, job.prompt.stops)
+        wanted = WantedWords(job.language, job.prompt)
         rows, logits = self._engine.prefill(job.prompt.ids, job.n)
         numbers = range(self._count, self._count + job.n)
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-            self._samples[number] = _Sample(job, place, row, room, barred, logits)
+            self._samples[number] = _Sample(job, place, row, room, barred, copy(wanted), logits)
         self._count = numbers.stop
         return numbers
 
@@ -122,6 +125,7 @@ class _Sample:
         row: int,
         room: int,
         barred: tuple[Row, Row],
+        wanted: WantedWords,
         logits: FloatArray,
     ) -> None:
         self.row, self.logits = row, logits
@@ -131,12 +135,15 @@ class _Sample:
         self._random = np.random.default_rng((job.seed, place))
         self._seen = np.zeros(len(self._barred), dtype=np.bool_)
         self._seen[job.prompt.ids[job.prompt.n_first :]] = True
+        self._wanted = wanted
 
     def draw(self, number: int) -> Drawn:
         """Draw the next id of the sample `number`."""
         scores = self.logits[: len(self._barred)].astype(np.float64)
         allowed = scores + self._barred
-        id_ = self.unread = draw(allowed, self._job.sampling, self._random, seen=self._seen)
+        wanted = self._wanted.push(allowed)
+        id_ = self.unread = draw(wanted, self._job.sampling, self._random, seen=self._seen)
+        self._wanted.take(id_)
         self._barred = self._barred_later
         self._seen[id_] = True
         self._room -= 1

@@ -1,7 +1,8 @@
 """Ids in, ids out: what one server asks of another, in the shape that vLLM gives it.
 
 The prompt is a list of ids in model order, control ids and all; what is drawn comes back in model
-order as `token_ids` with `logprobs`. Turning ids into text is for who asked.
+order as `token_ids` with `logprobs`. Turning ids into text is for who asked, and hints are in the
+prompt already: words that should occur are only made likelier.
 """
 
 import time
@@ -13,11 +14,13 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from backgpt.api import Model
+from backgpt.hints import Hints
 from backgpt.language import Prompt, Stops
 from backgpt.order import ModelIds
 from backgpt.running import Drawn, Job, room_for
 from backgpt.server.channel import Channel, Ended, Part, Wrote
 from backgpt.server.failures import ApiError
+from backgpt.server.prompts import check_length
 from backgpt.server.schema import CompletionRequest, RawStops
 from backgpt.server.service import Service
 from backgpt.server.streams import Chunk, Stream, while_connected
@@ -97,7 +100,6 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
         "echo": asked.echo,
         "best_of": asked.best_of is not None,
         "stream_options.include_usage": asked.wants_usage,
-        "backgpt.words": ours.words,
         "backgpt.length": ours.length,
         "backgpt.continues": ours.continues,
     }
@@ -108,6 +110,7 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
 
 def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
     ids = asked.prompt
+    check_length(model, *asked.backgpt.words, param="backgpt.words")
     if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids) or asked.suffix:
         raise ApiError(400, "a raw prompt is one list of ids, without suffix", param="prompt")
     size, has_text = model.tokenizer.vocab_size, model.tokenizer.has_text
@@ -122,4 +125,5 @@ def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
         n_first=int(controls[-1]) + 1 if len(controls) else 0,
         joins_on=True,
         stops=Stops(tuple(stops.at_once), tuple(stops.later)),
+        words=Hints(words=tuple(asked.backgpt.words)).missing_words(""),
     )

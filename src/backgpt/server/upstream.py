@@ -168,7 +168,9 @@ class Upstream:
             body["top_k"] = sampling.top_k
         if owner == OURS:
             raw = {"at_once": list(stops.at_once), "later": list(stops.later)}
-            return {**body, "backgpt": {"raw": raw}}
+            words = [" ".join(job.prompt.words)] if job.prompt.words else []
+            ours = {"raw": raw, "direction": job.language.direction, "words": words}
+            return {**body, "backgpt": ours}
         tokenizer = job.language.tokenizer
         controls = [id_ for id_ in range(tokenizer.vocab_size) if not tokenizer.has_text[id_]]
         return {
