@@ -36,7 +36,7 @@ from backgpt.engine.native_engine import available_threads
 from backgpt.files import write_whole
 from backgpt.language import Language
 from backgpt.model_folder import ModelFolder, read_model
-from backgpt.sampling import Sampling
+from backgpt.sampling import DRY_ALLOWED, DRY_BASE, Sampling
 
 OURS, PEER = "backgpt", "llama.cpp"
 SECONDS_TO_RELEASE = 30.0
@@ -205,11 +205,16 @@ def llama_server(options: argparse.Namespace, peers: dict[str, str], folder: Pat
     command += options.peer_options.split()
     how = Sampling()
     sampling = {
-        "samplers": ["penalties", "temperature", "min_p"],
+        "samplers": ["penalties", "dry", "temperature", "min_p"],
         "temperature": how.temperature,
         "min_p": how.min_p,
         "repeat_penalty": how.repetition_penalty,
         "repeat_last_n": model.config.block_size,
+        "dry_multiplier": how.dry_multiplier,
+        "dry_base": DRY_BASE,
+        "dry_allowed_length": DRY_ALLOWED,
+        "dry_penalty_last_n": model.config.block_size,
+        "dry_sequence_breakers": [],
     }
 
     def body(asked: Asked) -> dict[str, Any]:

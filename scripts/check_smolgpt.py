@@ -35,7 +35,7 @@ SHAPE = {"n_layer": 4, "n_head": 4, "n_embed": 128, "block_size": 256, "vocab_si
 N_PROMPTS = 20
 NEW_TOKENS = 120
 SENTENCE_END = r"(?<=[.!?\"])\s+"
-GREEDY = Sampling(top_k=1, repetition_penalty=1.0)
+GREEDY = Sampling(top_k=1, repetition_penalty=1.0, dry_multiplier=0.0)
 
 
 def main() -> None:

@@ -194,7 +194,7 @@ def test_the_two_sides_are_not_drawn_alike(tokenizer: Tokenizer) -> None:
     # Where all ids are equally likely, the same randomness would draw the same ones.
     backward = writer(tokenizer, "backward", [], ends=False)
     forward = writer(tokenizer, "forward", [], ends=False)
-    sampling = Sampling(temperature=1.0, min_p=0.0, repetition_penalty=1.0)
+    sampling = Sampling(temperature=1.0, min_p=0.0, repetition_penalty=1.0, dry_multiplier=0.0)
     drawn: list[list[list[int]]] = []
     for model in (backward, forward):
         steps: list[list[int]] = []

@@ -109,7 +109,7 @@ def test_json_has_what_a_program_needs(run: Path) -> None:
     done = backgpt_command(
         *("sample", "--model", run, "--ending", "The end.", "--max-new-tokens=6"),
         *("--num-samples=3", "--json", "--temperature=1.2", "--top-k=50", "--top-p=0.9"),
-        *("--min-p=0.01", "--repetition-penalty=1.1"),
+        *("--min-p=0.01", "--repetition-penalty=1.1", "--dry-multiplier=0.8"),
     )
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 3

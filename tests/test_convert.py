@@ -28,7 +28,7 @@ from backgpt.run_folder import read_metrics
 from backgpt.sampling import Sampling
 from backgpt.train import train
 
-GREEDY = Sampling(top_k=1, repetition_penalty=1.0)
+GREEDY = Sampling(top_k=1, repetition_penalty=1.0, dry_multiplier=0.0)
 FIRST = 1  # <s> in smolGPT's SentencePiece models
 N_CONTROL_AND_BYTES = 3 + 256
 SIZES = {"n_layer": 2, "n_head": 4, "n_embed": 48, "block_size": 64, "vocab_size": 400}

@@ -1,6 +1,7 @@
 """Generation, on an engine that is a table: what is drawn, when it ends, what text comes of it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Writer, collect, collect_all, generate, in_model_order, pieces
 from backgpt.language import Language
-from backgpt.order import Direction, IdArray, ReadingIds, Unit
+from backgpt.order import Direction, IdArray, ModelIds, ReadingIds, Unit
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
 
-GREEDY = Sampling(top_k=1)
+GREEDY = Sampling(top_k=1, dry_multiplier=0.0)
 
 
 class TableEngine:
@@ -243,6 +244,33 @@ def test_the_context_is_the_limit_and_is_used_to_its_end(tokenizer: Tokenizer) -
     [text] = collect(engine, lang, prompt, sampling=GREEDY)
     assert text.n_tokens == engine.block_size + 1 - len(prompt.ids)
     assert text.finish_reason == "length"
+
+
+def test_what_goes_in_circles_is_led_out_by_what_it_wrote_not_by_what_it_was_told(
+    tokenizer: Tokenizer,
+) -> None:
+    def logits(ids: list[int]) -> FloatArray:
+        row = np.zeros(tokenizer.vocab_size, dtype=np.float32)
+        row[300 + (ids[-1] + 1) % 3] = 5.0  # 300 is divisible by 3
+        return row
+
+    def written(sampling: Sampling, *, told: bool) -> list[int]:
+        lang = language(tokenizer)
+        prompt = lang.prompt("The end.", at_edge=True)
+        circle = ModelIds(np.array([*prompt.ids, *[300, 301, 302] * 3]))
+        prompt = replace(prompt, ids=circle, n_first=len(circle) if told else 1)
+        engine = TableEngine(logits, tokenizer.vocab_size)
+        return [id_ for _, id_, _ in generate(engine, lang, prompt, sampling=sampling)]
+
+    def n_in_circle(ids: list[int]) -> int:
+        found = [300 + place % 3 == id_ for place, id_ in enumerate(ids)]
+        return [*found, False].index(False)
+
+    plain = written(Sampling(top_k=1, repetition_penalty=1, dry_multiplier=0), told=False)
+    assert n_in_circle(plain) == len(plain) > 40
+    dry = Sampling(top_k=1, repetition_penalty=1)
+    assert n_in_circle(written(dry, told=False)) == 0
+    assert 5 < n_in_circle(written(dry, told=True)) < 12
 
 
 def test_closing_the_generator_stops_the_engine_and_frees_its_rows(tokenizer: Tokenizer) -> None:

@@ -14,12 +14,13 @@ from backgpt.sampling import (
     keep_top_p,
     logprob_of,
     penalize,
+    penalize_runs,
     pick,
     softmax,
 )
 
 P = np.array([0.1, 0.5, 0.05, 0.3, 0.05])
-NOT_SEEN = np.zeros(5, dtype=bool)
+NO_IDS = np.zeros(0, dtype=np.int64)
 
 
 def test_top_k_keeps_the_k_likeliest_and_renormalizes() -> None:
@@ -53,8 +54,37 @@ def test_min_p_is_relative_to_the_likeliest() -> None:
 
 
 def test_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_negative() -> None:
-    seen = np.array([True, True, False])
-    assert penalize(np.array([2.0, -2.0, 2.0]), seen, 2.0).tolist() == [1.0, -4.0, 2.0]
+    ids = np.array([1, 0, 1])
+    assert penalize(np.array([2.0, -2.0, 2.0]), ids, 2.0).tolist() == [1.0, -4.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "penalized"),
+    [
+        ("", {}),
+        ("a", {}),
+        ("abca", {}),  # one letter is alike: allowed
+        ("abcab", {"c": 2}),
+        ("abcabcab", {"c": 5}),  # the longest run counts, which overlaps itself
+        ("xabcyabdab", {"c": 2, "d": 2}),
+        ("aaaa", {"a": 3}),
+    ],
+)
+def test_dry_penalizes_what_goes_on_with_a_run_by_its_length(
+    text: str, penalized: dict[str, int]
+) -> None:
+    ids = np.array([ord(letter) - ord("a") for letter in text], dtype=np.int64)
+    scores = np.linspace(-1, 1, 26)
+    expected = scores.copy()
+    for letter, n_alike in penalized.items():
+        expected[ord(letter) - ord("a")] -= 0.5 * 1.75 ** (n_alike - 2)
+    assert penalize_runs(scores, ids, 0.5) == pytest.approx(expected)
+    assert penalize_runs(scores, ids, 0.0) == pytest.approx(scores)
+
+
+def test_a_run_however_long_is_only_unlikely() -> None:
+    scores = np.array([0.0, -np.inf])
+    assert np.isfinite(penalize_runs(scores, np.zeros(2000, dtype=np.int64), 0.8)[0])
 
 
 def test_softmax_and_log_probabilities_agree_and_survive_large_logits() -> None:
@@ -86,7 +116,7 @@ def test_a_draw_is_the_steps_one_after_the_other(
     expected = np.zeros_like(probabilities)
     expected[kept] = probabilities[kept]
     sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
-    drawn = draw(scores, sampling, np.random.default_rng(seed), seen=np.zeros(len(scores), bool))
+    drawn = draw(scores, sampling, np.random.default_rng(seed), text_ids=NO_IDS)
     assert drawn == pick(expected, np.random.default_rng(seed).random())
 
 
@@ -106,7 +136,7 @@ def test_pick_never_returns_an_impossible_id() -> None:
 def test_draws_follow_the_distribution() -> None:
     random = np.random.default_rng(1)
     sampling = Sampling(temperature=1.0, min_p=0.0)
-    drawn = [draw(np.log(P), sampling, random, seen=NOT_SEEN) for _ in range(20_000)]
+    drawn = [draw(np.log(P), sampling, random, text_ids=NO_IDS) for _ in range(20_000)]
     shares = np.bincount(drawn, minlength=5) / 20_000
     assert np.abs(shares - P).max() < 0.015
 
@@ -115,7 +145,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     def share_of_likeliest(temperature: float) -> float:
         random = np.random.default_rng(1)
         sampling = Sampling(temperature=temperature, min_p=0.0)
-        drawn = [draw(np.log(P), sampling, random, seen=NOT_SEEN) for _ in range(4000)]
+        drawn = [draw(np.log(P), sampling, random, text_ids=NO_IDS) for _ in range(4000)]
         return drawn.count(1) / 4000
 
     assert share_of_likeliest(0.5) > 0.6 > share_of_likeliest(1.0) > 0.4 > share_of_likeliest(3.0)
@@ -124,14 +154,14 @@ def test_temperature_sharpens_and_flattens() -> None:
 def test_top_k_1_takes_the_likeliest_without_a_random_number() -> None:
     random = np.random.default_rng(1)
     before = random.bit_generator.state
-    assert draw(np.log(P), Sampling(top_k=1), random, seen=NOT_SEEN) == 1
+    assert draw(np.log(P), Sampling(top_k=1), random, text_ids=NO_IDS) == 1
     assert random.bit_generator.state == before
 
 
 def test_a_tiny_temperature_takes_the_likeliest_and_nothing_forbidden() -> None:
     logits = np.array([-np.inf, 1.0, 2.0, 0.0, -np.inf])
     sampling = Sampling(temperature=1e-320)
-    assert draw(logits, sampling, np.random.default_rng(1), seen=NOT_SEEN) == 2
+    assert draw(logits, sampling, np.random.default_rng(1), text_ids=NO_IDS) == 2
 
 
 @pytest.mark.parametrize(
@@ -147,6 +177,8 @@ def test_a_tiny_temperature_takes_the_likeliest_and_nothing_forbidden() -> None:
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"dry_multiplier": -0.1},
+        {"dry_multiplier": float("inf")},
     ],
 )
 def test_a_setting_outside_its_range_is_refused_with_its_value(setting: dict[str, float]) -> None:

@@ -30,7 +30,7 @@ from backgpt.verse import (
 from tiny_models import Watched, scripted_model, tiny_model
 
 END_WORDS = ["ran home.", "the dog", "day"]
-SURE = Sampling(top_k=1, repetition_penalty=1.0)
+SURE = Sampling(top_k=1, repetition_penalty=1.0, dry_multiplier=0.0)
 LONG = "The old dog ran to the sun, but he was not at home on that"
 FREE = Sampling(temperature=1.0, min_p=0.0)
 

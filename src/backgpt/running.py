@@ -133,8 +133,9 @@ class _Sample:
         self._job, self._room = job, room
         self._barred, self._barred_later = barred
         self._random = np.random.default_rng((job.seed, place))
-        self._seen = np.zeros(len(self._barred), dtype=np.bool_)
-        self._seen[job.prompt.ids[job.prompt.n_first :]] = True
+        given = job.prompt.ids[job.prompt.n_first :]
+        self._text_ids = np.concatenate((given, np.zeros(room))).astype(np.int64)
+        self._n_ids = len(given)
         self._wanted = wanted
 
     def draw(self, number: int) -> Drawn:
@@ -142,10 +143,12 @@ class _Sample:
         scores = self.logits[: len(self._barred)].astype(np.float64)
         allowed = scores + self._barred
         wanted = self._wanted.push(allowed)
-        id_ = self.unread = draw(wanted, self._job.sampling, self._random, seen=self._seen)
+        text_ids = self._text_ids[: self._n_ids]
+        id_ = self.unread = draw(wanted, self._job.sampling, self._random, text_ids=text_ids)
         self._wanted.take(id_)
         self._barred = self._barred_later
-        self._seen[id_] = True
+        self._text_ids[self._n_ids] = id_
+        self._n_ids += 1
         self._room -= 1
         return Drawn(
             number,

@@ -1,6 +1,6 @@
 """From logits to one id: each step a pure function on one row of plain arrays.
 
-Order of the steps: repetition penalty, temperature, top-k, top-p, min-p, draw. Everything works
+Order of the steps: repetition penalty, DRY, temperature, top-k, top-p, min-p, draw. All works
 in float64 on (V,) arrays, so that a sample does not depend on the engine's batch.
 """
 
@@ -14,13 +14,17 @@ from backgpt.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 
+DRY_BASE, DRY_ALLOWED = 1.75, 2
+DRY_LONGEST = 50  # a run this long is as unlikely as can be
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next id is drawn. `top_k = 1` always takes the likeliest, after the penalty.
 
-    Small models left alone go round in circles; the light penalty on what the text already has
-    keeps them out of most (LOG.md has figures). A `repetition_penalty` of 1 is none.
+    Small models left alone go round in circles. A light penalty on the ids that the text already
+    has and a heavy one on going on with what it already says keep them out (LOG.md has figures).
+    A `repetition_penalty` of 1 is none, and so is a `dry_multiplier` of 0.
     Raises UsageError for a value outside its range.
     """
 
@@ -29,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.05
     repetition_penalty: float = 1.1
+    dry_multiplier: float = 0.8
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -46,6 +51,10 @@ class Sampling:
             raise UsageError(
                 f"repetition penalty = {self.repetition_penalty}: it must be above 0; 1 is none"
             )
+        if not 0 <= self.dry_multiplier < float("inf"):
+            raise UsageError(
+                f"dry multiplier = {self.dry_multiplier}: it must be 0 or more; 0 is none"
+            )
 
 
 def draw(
@@ -53,10 +62,11 @@ def draw(
     sampling: Sampling,
     random: np.random.Generator,
     *,
-    seen: npt.NDArray[np.bool_],
+    text_ids: npt.NDArray[np.int64],
 ) -> int:
-    """Draw one id from (V,) `logits`; `seen`, (V,) bool, marks ids the text already has."""
-    scores = penalize(logits.astype(np.float64), seen, sampling.repetition_penalty)
+    """Draw one id from (V,) `logits`; `text_ids`, (T,), are those the text has so far."""
+    scores = penalize(logits.astype(np.float64), text_ids, sampling.repetition_penalty)
+    scores = penalize_runs(scores, text_ids, sampling.dry_multiplier)
     if sampling.top_k == 1:
         return int(np.argmax(scores))
     top = scores.max()
@@ -75,11 +85,35 @@ def draw(
     return int(ids[pick(probabilities, random.random())])
 
 
-def penalize(scores: Floats, seen: npt.NDArray[np.bool_], penalty: float) -> Floats:
-    """Make ids already `seen` less likely: CTRL's penalty (Keskar et al. 2019)."""
+def penalize(scores: Floats, text_ids: npt.NDArray[np.int64], penalty: float) -> Floats:
+    """Make ids less likely that the text already has: CTRL's penalty (Keskar et al. 2019)."""
     if penalty == 1:
         return scores
-    return np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
+    penalized, of_text = scores.copy(), scores[text_ids]
+    penalized[text_ids] = np.where(of_text > 0, of_text / penalty, of_text * penalty)
+    return penalized
+
+
+def penalize_runs(scores: Floats, text_ids: npt.NDArray[np.int64], multiplier: float) -> Floats:
+    """Make ids less likely that would go on with what the text already says: DRY (p-e-w 2024).
+
+    An id that stands in the text behind the same n ids that the text now ends with, 2 or more,
+    loses `multiplier` * 1.75 ** (n - 2). Nothing breaks a run, as it does in other versions.
+    """
+    n_alike = np.zeros(len(scores), dtype=np.int64)
+    ends = np.flatnonzero(text_ids[:-1] == text_ids[-1:])  # where a run may end that goes on
+    for n in range(1, DRY_LONGEST + 1):
+        if multiplier == 0 or not len(ends):
+            break
+        n_alike[text_ids[ends + 1]] = n
+        ends = ends[ends >= n]
+        ends = ends[text_ids[ends - n] == text_ids[-1 - n]]
+    ids = np.flatnonzero(n_alike >= DRY_ALLOWED)
+    if not len(ids):
+        return scores
+    penalized = scores.copy()
+    penalized[ids] -= multiplier * DRY_BASE ** (n_alike[ids] - float(DRY_ALLOWED))
+    return penalized
 
 
 def softmax(scores: Floats) -> Floats:

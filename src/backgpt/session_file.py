@@ -49,13 +49,14 @@ class SavedTalk(Settings):
 
 
 class SavedSampling(Settings):
-    """The fields of `Sampling`."""
+    """The fields of `Sampling`. Chats of before there was a `dry_multiplier` go on without."""
 
     temperature: float
     top_k: int | None
     top_p: float
     min_p: float
     repetition_penalty: float
+    dry_multiplier: float = 0.0
 
 
 class SavedSession(Settings):

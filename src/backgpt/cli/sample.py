@@ -95,6 +95,10 @@ def sample(
     repetition_penalty: Annotated[
         float | None, Option(help="Above 1: tokens already in the text become less likely.")
     ] = None,
+    dry_multiplier: Annotated[
+        float | None,
+        Option(help="Above 0: going on with what the text already says becomes less likely (DRY)."),
+    ] = None,
     seed: Annotated[int | None, Option(help="The same seed writes the same texts.")] = None,
     continues: Annotated[
         bool, Option("--continues", help="More text follows the ending: it is not the very end.")
@@ -162,6 +166,7 @@ def sample(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        dry_multiplier=dry_multiplier,
     )
     settings: dict[str, Any] = {
         "engine": engine,

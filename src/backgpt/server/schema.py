@@ -62,6 +62,7 @@ class Asked(Body):
     top_k: int | None = Field(None, ge=-1)  # 0 and -1 are others' words for all
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    dry_multiplier: float | None = Field(None, ge=0, le=100)
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     max_tokens: int | None = Field(None, ge=0)
     stop: (
@@ -81,7 +82,7 @@ class Asked(Body):
     @property
     def sampling(self) -> Sampling:
         """How ids are drawn: the project's defaults, where nothing else is asked for."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "dry_multiplier")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if given.get("top_k", 1) < 1:
             del given["top_k"]

@@ -170,7 +170,7 @@ class Upstream:
             raw = {"at_once": list(stops.at_once), "later": list(stops.later)}
             words = [" ".join(job.prompt.words)] if job.prompt.words else []
             ours = {"raw": raw, "direction": job.language.direction, "words": words}
-            return {**body, "backgpt": ours}
+            return {**body, "dry_multiplier": sampling.dry_multiplier, "backgpt": ours}
         tokenizer = job.language.tokenizer
         controls = [id_ for id_ in range(tokenizer.vocab_size) if not tokenizer.has_text[id_]]
         return {
