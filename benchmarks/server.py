@@ -202,6 +202,7 @@ def llama_server(options: argparse.Namespace, peers: dict[str, str], folder: Pat
     command = [peers["llama-server"], "-m", str(file), "-cb", "--no-webui", "-lv", "1"]
     command += [str(part) for pair in numbers.items() for part in pair]
     command += ["--override-kv", f"tokenizer.ggml.eos_token_id=int:{stop}"]
+    command += ["--dry-sequence-breaker", "none"]
     command += options.peer_options.split()
     how = Sampling()
     sampling = {
@@ -214,7 +215,6 @@ def llama_server(options: argparse.Namespace, peers: dict[str, str], folder: Pat
         "dry_base": DRY_BASE,
         "dry_allowed_length": DRY_ALLOWED,
         "dry_penalty_last_n": model.config.block_size,
-        "dry_sequence_breakers": [],
     }
 
     def body(asked: Asked) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_words_keep_their_apostrophes_and_no_other_marks() -> None:
         ({"length": "huge"}, "length = 'huge': choose one of short, medium, long"),
         ({"opening": "  "}, "the opening is empty"),
         ({"words": ("cake", "")}, "one of them is empty"),
+        ({"words": ("a b", *"cdefghijklmnopq")}, "17 words: ask for at most 16"),
     ],
 )
 def test_a_hint_that_says_nothing_is_refused(given: dict[str, object], message: str) -> None:

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from backgpt.api import Model
 from backgpt.errors import UsageError
 from backgpt.generate import collect
-from backgpt.running import Drawn, Job, Running
+from backgpt.language import Language
+from backgpt.order import Direction, Unit
+from backgpt.running import Drawn, Job, Running, ids_apart
 from backgpt.sampling import Sampling, logprob_of
 from backgpt.tokenizer import Tokenizer
 from tiny_models import Watched, tiny_model
@@ -91,3 +94,21 @@ def test_the_likeliest_ids_are_told_with_the_models_own_probabilities(model: Mod
     for id_, logprob in drawn.likeliest:
         assert logprob == pytest.approx(logprob_of(id_, logits.astype(float)))
         assert model.tokenizer.has_text[id_] or id_ in one.prompt.stops
+
+
+@pytest.mark.parametrize(
+    ("direction", "unit"), [("backward", "token"), ("backward", "word"), ("forward", "token")]
+)
+def test_a_word_that_was_begun_is_ended_whatever_was_said_before(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    """A name of many ids, said often, would lose more at each further id."""
+    language = Language(tokenizer, direction, unit)
+    ids = language.word_ids("Xiomara").tolist()
+    assert len(ids) > 3
+    text = np.array([*ids * 3, ids[0]])
+    for place, id_ in enumerate(ids[1:], start=1):
+        assert not ids_apart(language, text)[id_], place
+        text = np.append(text, id_)
+    assert ids_apart(language, text)[ids[0]]
+    assert ids_apart(language, text[:0])[ids[0]]

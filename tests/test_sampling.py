@@ -20,7 +20,7 @@ from backgpt.sampling import (
 )
 
 P = np.array([0.1, 0.5, 0.05, 0.3, 0.05])
-NO_IDS = np.zeros(0, dtype=np.int64)
+NO_IDS, APART = np.zeros(0, dtype=np.int64), np.ones(5, dtype=bool)
 
 
 def test_top_k_keeps_the_k_likeliest_and_renormalizes() -> None:
@@ -78,13 +78,16 @@ def test_dry_penalizes_what_goes_on_with_a_run_by_its_length(
     expected = scores.copy()
     for letter, n_alike in penalized.items():
         expected[ord(letter) - ord("a")] -= 0.5 * 1.75 ** (n_alike - 2)
-    assert penalize_runs(scores, ids, 0.5) == pytest.approx(expected)
-    assert penalize_runs(scores, ids, 0.0) == pytest.approx(scores)
+    apart = np.ones(26, dtype=bool)
+    assert penalize_runs(scores, ids, apart, 0.5) == pytest.approx(expected)
+    assert penalize_runs(scores, ids, apart, 0.0) == pytest.approx(scores)
+    assert penalize_runs(scores, ids, ~apart, 0.5) == pytest.approx(scores)
 
 
 def test_a_run_however_long_is_only_unlikely() -> None:
     scores = np.array([0.0, -np.inf])
-    assert np.isfinite(penalize_runs(scores, np.zeros(2000, dtype=np.int64), 0.8)[0])
+    ids, apart = np.zeros(2000, dtype=np.int64), np.ones(2, dtype=bool)
+    assert -1e6 < penalize_runs(scores, ids, apart, 0.8)[0] < -1e4
 
 
 def test_softmax_and_log_probabilities_agree_and_survive_large_logits() -> None:
@@ -116,7 +119,8 @@ def test_a_draw_is_the_steps_one_after_the_other(
     expected = np.zeros_like(probabilities)
     expected[kept] = probabilities[kept]
     sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
-    drawn = draw(scores, sampling, np.random.default_rng(seed), text_ids=NO_IDS)
+    apart = np.ones(len(scores), dtype=bool)
+    drawn = draw(scores, sampling, np.random.default_rng(seed), text_ids=NO_IDS, apart=apart)
     assert drawn == pick(expected, np.random.default_rng(seed).random())
 
 
@@ -136,7 +140,7 @@ def test_pick_never_returns_an_impossible_id() -> None:
 def test_draws_follow_the_distribution() -> None:
     random = np.random.default_rng(1)
     sampling = Sampling(temperature=1.0, min_p=0.0)
-    drawn = [draw(np.log(P), sampling, random, text_ids=NO_IDS) for _ in range(20_000)]
+    drawn = [draw(np.log(P), sampling, random, text_ids=NO_IDS, apart=APART) for _ in range(20_000)]
     shares = np.bincount(drawn, minlength=5) / 20_000
     assert np.abs(shares - P).max() < 0.015
 
@@ -145,7 +149,9 @@ def test_temperature_sharpens_and_flattens() -> None:
     def share_of_likeliest(temperature: float) -> float:
         random = np.random.default_rng(1)
         sampling = Sampling(temperature=temperature, min_p=0.0)
-        drawn = [draw(np.log(P), sampling, random, text_ids=NO_IDS) for _ in range(4000)]
+        drawn = [
+            draw(np.log(P), sampling, random, text_ids=NO_IDS, apart=APART) for _ in range(4000)
+        ]
         return drawn.count(1) / 4000
 
     assert share_of_likeliest(0.5) > 0.6 > share_of_likeliest(1.0) > 0.4 > share_of_likeliest(3.0)
@@ -154,14 +160,14 @@ def test_temperature_sharpens_and_flattens() -> None:
 def test_top_k_1_takes_the_likeliest_without_a_random_number() -> None:
     random = np.random.default_rng(1)
     before = random.bit_generator.state
-    assert draw(np.log(P), Sampling(top_k=1), random, text_ids=NO_IDS) == 1
+    assert draw(np.log(P), Sampling(top_k=1), random, text_ids=NO_IDS, apart=APART) == 1
     assert random.bit_generator.state == before
 
 
 def test_a_tiny_temperature_takes_the_likeliest_and_nothing_forbidden() -> None:
     logits = np.array([-np.inf, 1.0, 2.0, 0.0, -np.inf])
     sampling = Sampling(temperature=1e-320)
-    assert draw(logits, sampling, np.random.default_rng(1), text_ids=NO_IDS) == 2
+    assert draw(logits, sampling, np.random.default_rng(1), text_ids=NO_IDS, apart=APART) == 2
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,21 @@ def test_temperature_0_takes_the_likeliest(address: str, model: Model) -> None:
     assert choice["choices"][0]["text"] + "The end." == text.text
 
 
+def test_both_penalties_can_be_left_out(address: str, tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer, bias=0.0)
+    asked: dict[str, Any] = {"suffix": "The end.", "max_tokens": 60, "temperature": 0}
+    asked |= {"model": "calm"}
+    asked |= {"repetition_penalty": 1}
+    texts = []
+    for given in ({}, {"dry_multiplier": 0}):
+        choice = post(address, PATH, **asked, **given).json()["choices"][0]
+        sampling = Sampling(top_k=1, repetition_penalty=1, **given)  # type: ignore[arg-type]
+        [text] = model.write("The end.", max_new_tokens=60, sampling=sampling)
+        assert choice["text"] + "The end." == text.text
+        texts.append(text.text)
+    assert texts[0] != texts[1]
+
+
 def test_a_prompt_is_an_ending_and_forward_an_opening(address: str, model: Model) -> None:
     asked: dict[str, Any] = {"prompt": "The end.", "seed": 1, "max_tokens": 20}
     backward = post(address, PATH, **asked).json()["choices"][0]["text"]
@@ -357,6 +372,13 @@ REFUSED = [
         {"prompt": "x", "backgpt": {"words": ["w"] * 19}},
         "words: List should have at most 16 items,",
     ),
+    ({"prompt": "x", "backgpt": {"words": ["a b c d e f g h i j k l m n o p q"]}}, "at most 16"),
+    ({"prompt": [300], "backgpt": {"raw": {}, "words": ["x y z " * 500]}}, "at most"),
+    (
+        {"prompt": [300], "model": "plain", "backgpt": {"raw": {}, "words": ["a"]}},
+        "takes no hints: leave out words",
+    ),
+    ({"prompt": "x", "dry_multiplier": -1}, "dry_multiplier"),
     ({"prompt": "x", "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
     ({"prompt": [[300]], "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
     ({"prompt": [99999], "backgpt": {"raw": {}}}, "an id is unknown"),

@@ -231,6 +231,8 @@ def test_vllm_is_asked_in_its_words_and_understood(model: Model) -> None:
     assert body["return_token_ids"] is True
     assert body["add_special_tokens"] is False
     assert body["seed"] == 7
+    assert body["repetition_penalty"] == Sampling().repetition_penalty
+    assert body["dry_multiplier"] == Sampling().dry_multiplier
     assert str(tokenizer.start_id) not in body["logit_bias"]
     assert body["logit_bias"][str(tokenizer.end_id)] == -100
 

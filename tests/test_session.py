@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,17 @@ def test_saved_messages_are_those_that_the_ids_give(tokenizer: Tokenizer, tmp_pa
     for name in settings:
         assert getattr(loaded, name) == getattr(session, name), name
     assert list(loaded.say("Go on.")) == list(session.say("Go on."))
+
+
+def test_a_chat_of_before_there_was_dry_goes_on_without_it(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.json"
+    session_of(tokenizer).save(path)
+    saved = json.loads(path.read_text())
+    del saved["sampling"]["dry_multiplier"]
+    path.write_text(json.dumps(saved))
+    assert Session.load(path, model_of(tokenizer)).sampling == replace(FREE, dry_multiplier=0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Words that a text should have: what makes them likelier, and where, until they are there."""
 
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ import pytest
 from backgpt.api import Model
 from backgpt.hints import Hints
 from backgpt.language import Language
-from backgpt.order import Direction, Unit
+from backgpt.order import Direction, ModelIds, Unit
+from backgpt.running import Job, Running
+from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
-from backgpt.wanted import BIAS, WantedWords
+from backgpt.wanted import BIAS, FIRST_OF_MANY, WantedWords
 from tiny_models import tiny_model
 
 WAYS: list[tuple[Direction, Unit]] = [
@@ -61,7 +65,7 @@ def test_a_word_is_likelier_id_by_id_until_it_stands_there(
     ids = language.word_ids("zebra").tolist()
     assert len(ids) > 2
     for n_drawn, id_ in enumerate(ids):
-        assert pushed(wanted, tokenizer)[id_] == (BIAS if n_drawn else BIAS / len(ids))
+        assert pushed(wanted, tokenizer)[id_] == (BIAS if n_drawn else FIRST_OF_MANY)
         wanted.take(id_)
     assert ids[0] not in pushed(wanted, tokenizer)  # not twice in a row
     take(wanted, language, " So")
@@ -69,21 +73,56 @@ def test_a_word_is_likelier_id_by_id_until_it_stands_there(
 
 
 def test_it_may_have_a_capital_or_be_as_it_was_given(tokenizer: Tokenizer) -> None:
-    language = Language(tokenizer, "backward", "token")
-    firsts = {int(language.word_ids(word)[0]) for word in ("mcTavish", "Mctavish", "mctavish")}
-    assert set(pushed(wanted_in(language, "So.", "mcTavish"), tokenizer)) == firsts
-    wanted = wanted_in(language, "So.", "tom")
-    take(wanted, language, ' "Tom!"')
-    assert not pushed(wanted, tokenizer)
+    language = Language(tokenizer, "forward", "token")  # which begins with the letter that differs
+    firsts = {int(language.word_ids(word)[0]) for word in ("McTavish", "Mctavish", "mctavish")}
+    assert len(firsts) > 1
+    assert set(pushed(wanted_in(language, "So.", "McTavish"), tokenizer)) == firsts
+    for text in (' "Tom!"', " tom"):
+        wanted = wanted_in(language, "So.", "Tom")
+        take(wanted, language, text)
+        take(wanted, language, " so")
+        assert not pushed(wanted, tokenizer)
+
+
+def test_a_capital_that_would_be_another_word_is_left_out(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "forward", "token")
+    ids = language.word_ids("\xdfeta").tolist()
+    assert set(pushed(wanted_in(language, "So.", "\xdfeta"), tokenizer)) == {ids[0]}
+    assert language.word_ids("SSeta")[0] != ids[0]
+
+
+def test_forward_what_the_given_text_ends_with_is_part_of_the_word(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "forward", "token")
+    for word, is_there in (("day", False), ("holiday", True)):
+        wanted = wanted_in(language, "It was a holi", word)
+        for letter in (b"d", b"a", b"y"):
+            wanted.take(tokenizer.token_bytes.index(letter))
+        take(wanted, language, " so")
+        assert bool(pushed(wanted, tokenizer)) != is_there
 
 
 def test_leftward_a_word_ends_only_where_no_letter_follows(tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
+    of_bytes = {data: id_ for id_, data in enumerate(tokenizer.token_bytes)}
+    quote = "\u201d".encode()  # three bytes, each an id of its own
     wanted = wanted_in(language, "So.", "zebra")
-    letter, apostrophe, comma = map(tokenizer.token_bytes.index, (b"s", b"'", b","))
-    for id_, may_end in ((letter, False), (comma, True), (apostrophe, False), (comma, True)):
-        wanted.take(id_)
-        assert bool(pushed(wanted, tokenizer)) == may_end
+    for data, may_end in (
+        *((b"s", False), (b",", True), (b"'", False), (b",", True)),
+        *((quote[2:], False), (quote[1:2], False), (quote[:1], True)),
+    ):
+        wanted.take(of_bytes[data])
+        assert bool(pushed(wanted, tokenizer)) == may_end, data
+
+
+def test_leftward_nothing_may_end_where_a_given_text_begins_inside_a_word(
+    tokenizer: Tokenizer,
+) -> None:
+    language = Language(tokenizer, "backward", "token")
+    prompt = language.prompt("so.", at_edge=True, hints=Hints(words=("zebra",)))
+    letter = tokenizer.token_bytes.index(b"s")
+    inside = replace(prompt, ids=ModelIds(np.append(prompt.ids, letter)))
+    assert pushed(WantedWords(language, prompt), tokenizer)
+    assert not pushed(WantedWords(language, inside), tokenizer)
 
 
 @pytest.mark.parametrize(("direction", "unit"), WAYS)
@@ -121,3 +160,16 @@ def test_log_probabilities_are_the_models_own(tokenizer: Tokenizer) -> None:
     ids = np.concatenate((prompt.ids, text.ids))
     [of_ids] = model.engine.score([ids])
     assert text.logprob == pytest.approx(of_ids[len(prompt.ids) - 1 :].sum(), abs=1e-3)
+    job = Job(model.language, prompt, sampling=Sampling(), seed=1, max_new_tokens=30, n_likeliest=3)
+    with closing(Running(model.engine)) as running:
+        running.add(job)
+        for drawn in running.steps():
+            logprobs = [logprob for _, logprob in drawn.likeliest]
+            assert logprobs == sorted(logprobs, reverse=True)
+
+
+def test_a_bridge_has_what_its_two_texts_have(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer)
+    for way in (model, model.turned()):
+        prompt = way.bridge_prompt("The Cake was big.", "The end.", words=["cake", "dog", "end"])
+        assert prompt.words == ("dog",)

@@ -476,9 +476,12 @@ class Model:
         Only a backward model that takes hints is told. Raises as `prompt`.
         """
         if self.direction == "forward":
-            return self.prompt(opening=opening, words=words, length=length)
-        known = opening if self.takes_hints else None
-        return self.prompt(ending, opening=known, words=words, length=length)
+            prompt = self.prompt(opening=opening, words=words, length=length)
+        else:
+            known = opening if self.takes_hints else None
+            prompt = self.prompt(ending, opening=known, words=words, length=length)
+        given = f"{opening}\n{ending}"
+        return replace(prompt, words=Hints(words=prompt.words).missing_words(given))
 
 
 def load(

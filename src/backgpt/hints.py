@@ -20,6 +20,7 @@ LENGTHS: tuple[Length, ...] = get_args(Length)
 LENGTH_LIMITS = (130, 180)
 """Words up to which a text is short and medium; of TinyStories 30, 50 and 20 % are each."""
 MOST_WORDS = 4
+MOST_ASKED = 16  # words; a text that has more of them is another text
 OPENING_WORDS = (2, 12)
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
@@ -37,7 +38,8 @@ _PROBABILITY: dict[Kind, float] = {"opening": 0.4, "words": 0.5, "length": 0.4}
 class Hints:
     """What is asked of a text: how it begins, words it must hold, how long it is.
 
-    Raises UsageError for a length that is none of `LENGTHS` or an empty opening or word.
+    White space divides words. Raises UsageError for a length that is none of `LENGTHS`, an empty
+    opening or word, or more than 16 words.
     """
 
     opening: str | None = None
@@ -51,6 +53,8 @@ class Hints:
             raise UsageError("the opening is empty: give some words, or leave it out")
         if any(not word.strip() for word in self.words):
             raise UsageError(f"words = {', '.join(self.words)!r}: one of them is empty")
+        if len(self.each_word) > MOST_ASKED:
+            raise UsageError(f"{len(self.each_word)} words: ask for at most {MOST_ASKED}")
 
     def __bool__(self) -> bool:
         return self != NO_HINTS
@@ -68,7 +72,7 @@ class Hints:
         """Return for each hint that is given whether `text` does as it says.
 
         A word counts whatever its case, and only as a whole word, as does the last one of an
-        opening; any white space divides words.
+        opening.
         """
         obeyed: dict[Kind, bool] = {}
         if self.length is not None:
@@ -84,8 +88,12 @@ class Hints:
     def missing_words(self, text: str) -> tuple[str, ...]:
         """Return those of the words, as they were given, that do not occur in `text`."""
         lowered = text.lower()
-        each = " ".join(self.words).split()
-        return tuple(word for word in each if not occurs(word, lowered))
+        return tuple(word for word in self.each_word if not occurs(word, lowered))
+
+    @property
+    def each_word(self) -> tuple[str, ...]:
+        """The words, divided at white space, each once."""
+        return tuple(dict.fromkeys(" ".join(self.words).split()))
 
 
 NO_HINTS = Hints()

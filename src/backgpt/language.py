@@ -101,6 +101,11 @@ class Language:
         return (end, start) if self.direction == "backward" else (start, end)
 
     @property
+    def leftward(self) -> bool:
+        """Whether each id stands to the left of the one before."""
+        return self.direction == "backward" and self.unit == "token"
+
+    @property
     def by_word(self) -> bool:
         """Whether ids arrive in groups, each a whole word to put in front."""
         return self.direction == "backward" and self.unit != "token"

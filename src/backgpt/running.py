@@ -134,7 +134,8 @@ class _Sample:
         self._barred, self._barred_later = barred
         self._random = np.random.default_rng((job.seed, place))
         given = job.prompt.ids[job.prompt.n_first :]
-        self._text_ids = np.concatenate((given, np.zeros(room))).astype(np.int64)
+        self._text_ids = np.empty(len(given) + room, dtype=np.int64)
+        self._text_ids[: len(given)] = given
         self._n_ids = len(given)
         self._wanted = wanted
 
@@ -142,9 +143,14 @@ class _Sample:
         """Draw the next id of the sample `number`."""
         scores = self.logits[: len(self._barred)].astype(np.float64)
         allowed = scores + self._barred
-        wanted = self._wanted.push(allowed)
         text_ids = self._text_ids[: self._n_ids]
-        id_ = self.unread = draw(wanted, self._job.sampling, self._random, text_ids=text_ids)
+        id_ = self.unread = draw(
+            self._wanted.push(allowed),
+            self._job.sampling,
+            self._random,
+            text_ids=text_ids,
+            apart=ids_apart(self._job.language, text_ids),
+        )
         self._wanted.take(id_)
         self._barred = self._barred_later
         self._text_ids[self._n_ids] = id_
@@ -173,6 +179,18 @@ def room_for(engine: Engine, job: Job) -> int:
             f"{engine.block_size}: give a shorter one"
         )
     return room if most is None else min(room, most)
+
+
+def ids_apart(language: Language, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which ids, (V,) bool, do not go on inside the word that a text's last id is of.
+
+    Leftward the last id alone says it, for all of them; rightward each of them for itself.
+    """
+    joins_left = language.tokenizer.joins_left
+    if not language.leftward:
+        return ~joins_left
+    inside = len(text_ids) > 0 and joins_left[text_ids[-1]]
+    return np.full(len(joins_left), not inside)
 
 
 def barred_ids(language: Language, stops: Stops) -> tuple[Row, Row]:

@@ -15,12 +15,12 @@ from backgpt.errors import UsageError
 Floats = npt.NDArray[np.float64]
 
 DRY_BASE, DRY_ALLOWED = 1.75, 2
-DRY_LONGEST = 50  # a run this long is as unlikely as can be
+DRY_LONGEST = 20  # a run this long is as unlikely as can be
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is drawn. `top_k = 1` always takes the likeliest, after the penalty.
+    """How the next id is drawn. `top_k = 1` always takes the likeliest, after the penalties.
 
     Small models left alone go round in circles. A light penalty on the ids that the text already
     has and a heavy one on going on with what it already says keep them out (LOG.md has figures).
@@ -63,10 +63,15 @@ def draw(
     random: np.random.Generator,
     *,
     text_ids: npt.NDArray[np.int64],
+    apart: npt.NDArray[np.bool_],
 ) -> int:
-    """Draw one id from (V,) `logits`; `text_ids`, (T,), are those the text has so far."""
+    """Draw one id from (V,) `logits`.
+
+    `text_ids`, (T,), are those the text has so far; `apart`, (V,) bool, are the ids
+    that do not go on inside a word.
+    """
     scores = penalize(logits.astype(np.float64), text_ids, sampling.repetition_penalty)
-    scores = penalize_runs(scores, text_ids, sampling.dry_multiplier)
+    scores = penalize_runs(scores, text_ids, apart, sampling.dry_multiplier)
     if sampling.top_k == 1:
         return int(np.argmax(scores))
     top = scores.max()
@@ -94,21 +99,29 @@ def penalize(scores: Floats, text_ids: npt.NDArray[np.int64], penalty: float) ->
     return penalized
 
 
-def penalize_runs(scores: Floats, text_ids: npt.NDArray[np.int64], multiplier: float) -> Floats:
+def penalize_runs(
+    scores: Floats,
+    text_ids: npt.NDArray[np.int64],
+    apart: npt.NDArray[np.bool_],
+    multiplier: float,
+) -> Floats:
     """Make ids less likely that would go on with what the text already says: DRY (p-e-w 2024).
 
     An id that stands in the text behind the same n ids that the text now ends with, 2 or more,
-    loses `multiplier` * 1.75 ** (n - 2). Nothing breaks a run, as it does in other versions.
+    loses `multiplier` * 1.75 ** (n - 2), unless it goes on inside a word: a name that was begun is
+    ended. Other than in other versions, line breaks and quotes do not interrupt what is alike.
     """
+    if multiplier == 0:
+        return scores
     n_alike = np.zeros(len(scores), dtype=np.int64)
-    ends = np.flatnonzero(text_ids[:-1] == text_ids[-1:])  # where a run may end that goes on
+    ends = np.flatnonzero(text_ids[:-1] == text_ids[-1:])  # where the same may have been said
     for n in range(1, DRY_LONGEST + 1):
-        if multiplier == 0 or not len(ends):
+        if not len(ends):
             break
         n_alike[text_ids[ends + 1]] = n
         ends = ends[ends >= n]
         ends = ends[text_ids[ends - n] == text_ids[-1 - n]]
-    ids = np.flatnonzero(n_alike >= DRY_ALLOWED)
+    ids = np.flatnonzero((n_alike >= DRY_ALLOWED) & apart)
     if not len(ids):
         return scores
     penalized = scores.copy()

@@ -200,6 +200,12 @@ class Tokenizer:
         return np.array([not b or b[0] in WHITE_SPACE for b in self.token_bytes], dtype=np.bool_)
 
     @cached_property
+    def joins_left(self) -> npt.NDArray[np.bool_]:
+        """(V,) bool: whether an id goes on with a word that is to its left, if there is one."""
+        texts = (data.decode("utf-8", errors="replace") for data in self.token_bytes)
+        return np.array([joins_left(text) for text in texts], dtype=np.bool_)
+
+    @cached_property
     def has_text(self) -> npt.NDArray[np.bool_]:
         """(V,) bool: whether an id stands for text, which a control id does not."""
         return np.array([bool(data) for data in self.token_bytes], dtype=np.bool_)
@@ -249,6 +255,11 @@ class Tokenizer:
             raise
         dtype = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
         return [ReadingIds(np.array(e.ids, dtype=dtype)) for e in encodings]
+
+
+def joins_left(text: str) -> bool:
+    """Return whether a text begins as the rest of a word: letter, digit, apostrophe, or U+FFFD."""
+    return text[:1].isalnum() or text.startswith(("'", "\ufffd"))
 
 
 def _untrained() -> HFTokenizer:

@@ -110,6 +110,8 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
 
 def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
     ids = asked.prompt
+    if asked.backgpt.words and not model.takes_hints:
+        raise ApiError(400, "this model takes no hints: leave out words", param="backgpt.words")
     check_length(model, *asked.backgpt.words, param="backgpt.words")
     if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids) or asked.suffix:
         raise ApiError(400, "a raw prompt is one list of ids, without suffix", param="prompt")
@@ -125,5 +127,5 @@ def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
         n_first=int(controls[-1]) + 1 if len(controls) else 0,
         joins_on=True,
         stops=Stops(tuple(stops.at_once), tuple(stops.later)),
-        words=Hints(words=tuple(asked.backgpt.words)).missing_words(""),
+        words=Hints(words=tuple(asked.backgpt.words)).each_word,
     )

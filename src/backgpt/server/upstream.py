@@ -161,6 +161,7 @@ class Upstream:
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
+            "dry_multiplier": sampling.dry_multiplier,
             "seed": job.seed,
             "stream": True,
         }
@@ -170,7 +171,7 @@ class Upstream:
             raw = {"at_once": list(stops.at_once), "later": list(stops.later)}
             words = [" ".join(job.prompt.words)] if job.prompt.words else []
             ours = {"raw": raw, "direction": job.language.direction, "words": words}
-            return {**body, "dry_multiplier": sampling.dry_multiplier, "backgpt": ours}
+            return {**body, "backgpt": ours}
         tokenizer = job.language.tokenizer
         controls = [id_ for id_ in range(tokenizer.vocab_size) if not tokenizer.has_text[id_]]
         return {
