@@ -104,11 +104,13 @@ def test_a_word_that_was_begun_is_ended_whatever_was_said_before(
 ) -> None:
     """A name of many ids, said often, would lose more at each further id."""
     language = Language(tokenizer, direction, unit)
-    ids = language.word_ids("Xiomara").tolist()
-    assert len(ids) > 3
-    text = np.array([*ids * 3, ids[0]])
-    for place, id_ in enumerate(ids[1:], start=1):
-        assert not ids_apart(language, text)[id_], place
-        text = np.append(text, id_)
-    assert ids_apart(language, text)[ids[0]]
-    assert ids_apart(language, text[:0])[ids[0]]
+
+    def is_apart(id_: int, text: list[int]) -> bool:
+        found = ids_apart(language, np.array(text, dtype=np.int64))
+        return bool(np.broadcast_to(found, tokenizer.vocab_size)[id_])
+
+    name = language.word_ids("Xiomara").tolist()
+    assert len(name) > 3
+    for place in range(1, len(name)):
+        assert not is_apart(name[place], [*name * 3, *name[:place]]), place
+    assert is_apart(name[0], name * 3)

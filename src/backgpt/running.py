@@ -184,13 +184,10 @@ def room_for(engine: Engine, job: Job) -> int:
 def ids_apart(language: Language, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which ids, (V,) bool, do not go on inside the word that a text's last id is of.
 
-    Leftward the last id alone says it, for all of them; rightward each of them for itself.
+    Leftward the last id alone says it, for all of them, (1,); rightward each of them for itself.
     """
     joins_left = language.tokenizer.joins_left
-    if not language.leftward:
-        return ~joins_left
-    inside = len(text_ids) > 0 and joins_left[text_ids[-1]]
-    return np.full(len(joins_left), not inside)
+    return ~(joins_left[text_ids[-1:]] if language.leftward else joins_left)
 
 
 def barred_ids(language: Language, stops: Stops) -> tuple[Row, Row]:

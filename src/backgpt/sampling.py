@@ -68,7 +68,7 @@ def draw(
     """Draw one id from (V,) `logits`.
 
     `text_ids`, (T,), are those the text has so far; `apart`, (V,) bool, are the ids
-    that do not go on inside a word.
+    that do not go on inside a word; (1,) says it of all.
     """
     scores = penalize(logits.astype(np.float64), text_ids, sampling.repetition_penalty)
     scores = penalize_runs(scores, text_ids, apart, sampling.dry_multiplier)
@@ -111,10 +111,10 @@ def penalize_runs(
     loses `multiplier` * 1.75 ** (n - 2), unless it goes on inside a word: a name that was begun is
     ended. Other than in other versions, line breaks and quotes do not interrupt what is alike.
     """
-    if multiplier == 0:
+    ends = np.flatnonzero(text_ids[:-1] == text_ids[-1:])  # where the same may have been said
+    if multiplier == 0 or not len(ends) or not apart.any():
         return scores
     n_alike = np.zeros(len(scores), dtype=np.int64)
-    ends = np.flatnonzero(text_ids[:-1] == text_ids[-1:])  # where the same may have been said
     for n in range(1, DRY_LONGEST + 1):
         if not len(ends):
             break
