@@ -1,6 +1,7 @@
 """Completions over HTTP: what is written, how it is streamed, and what is refused."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,12 +78,14 @@ def test_temperature_0_takes_the_likeliest(address: str, model: Model) -> None:
 def test_both_penalties_can_be_left_out(address: str, tokenizer: Tokenizer) -> None:
     model = tiny_model(tokenizer, bias=0.0)
     asked: dict[str, Any] = {"suffix": "The end.", "max_tokens": 60, "temperature": 0}
-    asked |= {"model": "calm"}
-    asked |= {"repetition_penalty": 1}
+    asked |= {"model": "calm", "repetition_penalty": 1}
+    greedy = Sampling(top_k=1, repetition_penalty=1)
     texts = []
-    for given in ({}, {"dry_multiplier": 0}):
+    for given, sampling in (
+        ({}, greedy),
+        ({"dry_multiplier": 0}, replace(greedy, dry_multiplier=0)),
+    ):
         choice = post(address, PATH, **asked, **given).json()["choices"][0]
-        sampling = Sampling(top_k=1, repetition_penalty=1, **given)  # type: ignore[arg-type]
         [text] = model.write("The end.", max_new_tokens=60, sampling=sampling)
         assert choice["text"] + "The end." == text.text
         texts.append(text.text)
