@@ -153,9 +153,9 @@ def _waits_for(stage: Stage, plan: Plan, state: State, preparing: dict[str, Prep
 
 
 def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Clock) -> None:
-    """Write one model into the folder that goes home, and what tells about all stages.
+    """Write the models that fit into the folder that goes home, and what tells about all stages.
 
-    The model is the one latest in the plan that is newer than what is home, or the one asked for.
+    They are those newer than what is home, the latest in the plan first, or the one asked for.
     """
     from weights import RESULTS
 
@@ -166,13 +166,15 @@ def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Cloc
         if state.model(stage) and (best is None or _loss(stage, state) < _loss(best, state)):
             waiting[stage.ships] = stage
     marks = {name: [stage.name, last_step(stage, state)] for name, stage in waiting.items()}
-    new = [name for name in waiting if state.brought.get(name) != marks[name]]
+    new = [name for name in reversed(waiting) if state.brought.get(name) != marks[name]]
     new = [given.bring] if given.bring in waiting else new
-    for name in new[:-1]:
-        clock.say(f"{name} is still to be brought home: call again, with --minutes 1")
+    room = plan.limits["home_mib"] * MIB
     try:
-        for name in new[-1:]:
-            _export(name, waiting[name], plan, state, given.out, clock)
+        for number, name in enumerate(new):
+            if number and room < _size(waiting[name], state):
+                clock.say(f"{name} is still to be brought home: call again, with --minutes 1")
+                continue
+            room -= _export(name, waiting[name], plan, state, given.out, clock)
             state.brought[name] = marks[name]
     finally:  # whatever happens to the weights, what was measured goes home
         state.save()
@@ -182,7 +184,17 @@ def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Cloc
                     archive.add(file, arcname=str(file.relative_to(state.folder)))
 
 
-def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock: Clock) -> None:
+def _size(stage: Stage, state: State) -> float:
+    """Return about how many bytes a model takes on its way home."""
+    from backgpt.model_folder import read_model
+    from backgpt.quantize import count_parameters
+
+    model = state.model(stage)
+    assert model is not None
+    return 1.05 * count_parameters(read_model(model).weights) * (1 if stage.int8 else 2)
+
+
+def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock: Clock) -> int:
     from weights import export
 
     model = state.model(stage)
@@ -190,10 +202,11 @@ def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock:
     state.note(stage, step=last_step(stage, state), share=share_done(stage, plan, state))
     progress = {"stage": stage.name, **{k: state.known(stage, k) for k in ("step", "share")}}
     piece = int(plan.limits["piece_mib"] * MIB)
-    size = export(model, out, name=name, piece_bytes=piece, progress=progress)
+    size = export(model, out, name=name, piece_bytes=piece, progress=progress, int8=stage.int8)
     clock.say(f"{name}: {model} goes home, {size / MIB:.1f} MiB")
     if size > plan.limits["home_mib"] * MIB:
         clock.say(f"{name} has more than {plan.limits['home_mib']:.0f} MiB: not all may come")
+    return size
 
 
 def _is_result(name: Path) -> bool:

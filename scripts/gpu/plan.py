@@ -26,7 +26,7 @@ class Stage:
     `seconds` is how long it should take; with `fit` its epochs are what fits into them, at most
     `most_epochs`; with `together` it may be done beside another such. It begins from the model of
     the stage `begins`, if that is given; of all stages with the same `ships`, the one with the
-    lowest loss goes home under that name.
+    lowest loss goes home under that name, as 16-bit floats or, with `int8`, half as large.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Stage:
     ships: str = ""
     fit: bool = False
     together: bool = False
+    int8: bool = False
     most_epochs: float = 100.0
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)

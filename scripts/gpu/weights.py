@@ -1,10 +1,10 @@
-"""Weights on their way home: a model folder with 16-bit weights, cut into pieces, and back.
+"""Weights on their way home: a model folder with smaller weights, cut into pieces, and back.
 
     python scripts/gpu/weights.py FOLDER FILES...
 
 joins the pieces among FILES, checks them against their list, and writes FOLDER/NAME, an ordinary
 model folder with float32 weights; what else a run brought is unpacked beside it. Float16 keeps 11
-bits of each weight, eight more than the built-in int8 form.
+bits of each weight; int8 is what the built-in models have.
 """
 
 import argparse
@@ -26,16 +26,27 @@ LIST = ".list.json"  # NAME.list.json says which pieces NAME has, and their SHA-
 RESULTS = "results.tar.xz"
 
 
-def export(model: Path, out: Path, *, name: str, piece_bytes: int, progress: dict[str, Any]) -> int:
+def export(
+    model: Path,
+    out: Path,
+    *,
+    name: str,
+    piece_bytes: int,
+    progress: dict[str, Any],
+    int8: bool = False,
+) -> int:
     """Write the model at `model` into pieces in `out`; return how many bytes they have.
 
-    `progress` goes along as progress.json.
+    `progress` goes along as progress.json. The weights are float16, or int8 rows with scales.
     """
     folder = read_model(model)
-    halved = {key: array.astype(np.float16) for key, array in folder.weights.items()}
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary:
-        write_model(replace(folder, weights=halved), Path(temporary))
+        if int8:
+            write_model(folder, Path(temporary), storage="int8")
+        else:
+            halved = {key: array.astype(np.float16) for key, array in folder.weights.items()}
+            write_model(replace(folder, weights=halved), Path(temporary))
         (Path(temporary) / "progress.json").write_text(json.dumps(progress) + "\n")
         with tarfile.open(fileobj=packed, mode="w") as tar:
             tar.add(temporary, arcname=name)
