@@ -268,17 +268,23 @@ def serve(connection: Connection, name: str, task: Task, peers: dict[str, str]) 
 def race(
     names: list[str], task: Task, peers: dict[str, str], *, rounds: int, warmup: int
 ) -> dict[str, list[Times]]:
-    """Let all take turns for `rounds` rounds after `warmup` steps each; return their times."""
+    """Let all take turns for `rounds` rounds after `warmup` steps each, at least one.
+
+    Returns their times, a record for each round.
+    """
     context = multiprocessing.get_context("spawn")
     seats: dict[str, Connection] = {}
-    for name in names:
+    for name in names:  # all get ready at the same time
         seats[name], theirs = context.Pipe()
         context.Process(target=serve, args=(theirs, name, task, peers), daemon=True).start()
-        for _ in range(warmup):
-            if isinstance(problem := _turn(seats[name]), str):
-                print(f"{name} cannot take part: {problem}", file=sys.stderr)
-                del seats[name]
-                break
+        seats[name].send("step")
+    for name in names:
+        if isinstance(problem := seats[name].recv(), str):
+            print(f"{name} cannot take part: {problem}", file=sys.stderr)
+            del seats[name]
+    for _ in range(warmup - 1):
+        for name, seat in seats.items():
+            assert not isinstance(times := _turn(seat), str), f"{name}: {times}"
     results: dict[str, list[Times]] = {name: [] for name in seats}
     for _ in range(rounds):
         for name, seat in seats.items():

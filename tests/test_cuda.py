@@ -255,7 +255,7 @@ def test_a_compiled_run_lowers_the_loss(dataset_path: Path, tmp_path: Path) -> N
     train(build(TrainConfig, {**TINY, **own}, origin="test"), report=notes)
     losses = [r["loss"] for r in read_metrics(tmp_path / "run") if "loss" in r]
     assert losses[-1] < losses[0] - 0.1
-    assert not notes.notices
+    assert not [notice for notice in notes.notices if "torch.compile" in notice]
 
 
 @on_gpu
