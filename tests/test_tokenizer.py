@@ -115,3 +115,10 @@ def test_transformers_reads_the_file_to_the_same_ids(tokenizer: Tokenizer, tmp_p
         ids = theirs.encode(text, add_special_tokens=False)
         assert ids == tokenizer.encode(text).tolist()
         assert theirs.decode(ids) == text
+
+
+def test_ids_that_are_changed_are_not_those_of_the_next_call(tokenizer: Tokenizer) -> None:
+    first = tokenizer.encode("The end.")
+    kept = first.copy()
+    first[:] = 0
+    assert (tokenizer.encode("The end.") == kept).all()

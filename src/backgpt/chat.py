@@ -18,9 +18,9 @@ part, on which the loss falls in training:
 are about may stand in front of all as a hint, or be part of the question.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -65,7 +65,8 @@ class Template:
     def turns(self, messages: Sequence[Message]) -> ReadingIds:
         """Return messages in reading order, (T,) int64, each behind its tag."""
         encode = self.language.tokenizer.encode
-        return ReadingIds(_joined(*([self.tag(m.role), *encode(m.text)] for m in messages)))
+        parts = ((np.array([self.tag(m.role)]), encode(m.text)) for m in messages)
+        return ReadingIds(_joined(*chain.from_iterable(parts)))
 
     def before(self, messages: Sequence[Message], *, context: str = "") -> Prompt:
         """Return the prompt for the message before `messages`, the end of a conversation.
@@ -228,8 +229,8 @@ def _message_prompt(ids: ModelIds, stops: Stops) -> Prompt:
     return Prompt(text="", ids=ids, n_first=len(ids), joins_on=True, stops=stops)
 
 
-def _joined(*parts: Iterable[int] | IdArray) -> IdArray:
+def _joined(*parts: Sequence[int] | IdArray) -> IdArray:
     """Return parts one after the other, (T,) int64."""
     return np.concatenate(
-        [np.zeros(0, dtype=np.int64), *(np.asarray(list(p), dtype=np.int64) for p in parts)]
+        [np.zeros(0, dtype=np.int64), *(np.asarray(p, dtype=np.int64) for p in parts)]
     )

@@ -13,7 +13,7 @@ none, and may lose something; what a model writes is decoded by their own rules.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SPECIAL_TOKENS = (
 """Ids 0 to 15, reserved from the first day. The third row names the kinds of hint."""
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+TEXTS_KEPT, LONGEST_KEPT = 256, 10_000  # texts whose ids are kept; of at most so many characters
 WHITE_SPACE = b" \t\n\r\v\f"
 
 
@@ -146,7 +147,9 @@ class Tokenizer:
         They are uint16, or uint32 where there are more than those can count. Raises DataError for
         lone surrogates, which are not text.
         """
-        return self.encode_batch([text])[0]
+        if len(text) > LONGEST_KEPT:
+            return self.encode_batch([text])[0]
+        return ReadingIds(self._recent(text).copy())
 
     def encode_batch(self, texts: Sequence[str]) -> list[ReadingIds]:
         """Return the ids of whole documents, each (T,), without markers."""
@@ -242,6 +245,11 @@ class Tokenizer:
         hf.encode_special_tokens = True
         hf.normalizer = _line_space()
         return hf
+
+    @cached_property
+    def _recent(self) -> Callable[[str], ReadingIds]:
+        """What `encode` gave for the last texts: the messages of a chat are asked for often."""
+        return lru_cache(maxsize=TEXTS_KEPT)(lambda text: self.encode_batch([text])[0])
 
     def _tokenizer_for(self, text: str, own_space: str) -> HFTokenizer:
         return self._without_prepend if text[:1] and text[0] in own_space else self._hf
