@@ -19,8 +19,20 @@ import time
 import zipfile
 from pathlib import Path
 
-from jobs import Clock, Job, Preparing, command_of, last_step, share_done
-from plan import GIVEN, PLAN, RUNS, Plan, Stage, State, copy_code, read_plan, table, valid_loss
+from jobs import Clock, Job, command_of, last_step, share_done
+from plan import (
+    GIVEN,
+    PLAN,
+    PREPARED,
+    RUNS,
+    Plan,
+    Stage,
+    State,
+    copy_code,
+    read_plan,
+    table,
+    valid_loss,
+)
 
 MIB = 1 << 20
 
@@ -61,12 +73,7 @@ def _go(given: argparse.Namespace) -> None:
         name, _, seconds = wish.partition("=")
         state.stages.setdefault(name, {})["budget"] = float(seconds)
 
-    preparing = {name: Preparing(plan, state, name) for name in plan.data}
-    try:
-        _do_stages(plan, state, clock, preparing, given)
-    finally:
-        for preparation in preparing.values():
-            preparation.stop()
+    _do_stages(plan, state, clock, given)
     try:
         _bring_home(plan, state, given, clock)
     finally:
@@ -77,7 +84,6 @@ def _do_stages(
     plan: Plan,
     state: State,
     clock: Clock,
-    preparing: dict[str, Preparing],
     given: argparse.Namespace,
 ) -> None:
     """Do the stages, always the first of the plan that can begin; short ones two at a time.
@@ -95,7 +101,7 @@ def _do_stages(
                 if job.stage.kind == "check" and outcome == "failed" and not given.anyway:
                     clock.say("stopping: look at the failures above, or give --anyway")
                     return
-            waits = {stage.name: _waits_for(stage, plan, state, preparing) for stage in todo}
+            waits = {stage.name: _waits_for(stage, plan, state) for stage in todo}
             stage = next((stage for stage in todo if not waits[stage.name]), None)
             late = clock.left() < plan.limits["least_seconds"]
             if stage is not None and not late and _is_room(stage, jobs):
@@ -103,7 +109,7 @@ def _do_stages(
                 clock.say(f"{stage.name} ...")
                 jobs.append(Job(stage, command_of(stage, plan, state), state))
                 continue
-            if not jobs and (late or not any(p.is_working() for p in preparing.values())):
+            if not jobs:
                 for name, reason in waits.items():
                     clock.say(f"{name} waits: {reason or 'too little time is left'}")
                 return
@@ -132,7 +138,7 @@ def take_in(call: Path, state: Path) -> None:
         if (call / name).is_dir():
             shutil.rmtree(state / name, ignore_errors=True)
             shutil.copytree(call / name, state / name)
-    for name in ("data", GIVEN):
+    for name in ("data", PREPARED, GIVEN):
         if (call / name).is_dir():
             shutil.copytree(call / name, state / name, dirs_exist_ok=True)
     for name in (PLAN, "tokenizer.json"):
@@ -142,20 +148,21 @@ def take_in(call: Path, state: Path) -> None:
             archive.extractall(state / "site")
 
 
-def _waits_for(stage: Stage, plan: Plan, state: State, preparing: dict[str, Preparing]) -> str:
+def _waits_for(stage: Stage, plan: Plan, state: State) -> str:
     """Return why a stage cannot begin now, or nothing."""
     if stage.kind != "train":
         return ""
     before = next((other for other in plan.stages if other.name == stage.begins), None)
     if before is not None and not state.is_done(before) and not state.run(stage).exists():
         return f"{before.name} comes before it"
-    return preparing[stage.data].problem()
+    missing = state.missing(plan, stage.data)
+    return f"{', '.join(missing)} did not come yet" if missing else ""
 
 
 def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Clock) -> None:
     """Write the models that fit into the folder that goes home, and what tells about all stages.
 
-    They are those newer than what is home, the latest in the plan first, or the one asked for.
+    They are those newer than what is home, in the order of the plan, or the one asked for.
     """
     from weights import RESULTS
 
@@ -166,7 +173,7 @@ def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Cloc
         if state.model(stage) and (best is None or _loss(stage, state) < _loss(best, state)):
             waiting[stage.ships] = stage
     marks = {name: [stage.name, last_step(stage, state)] for name, stage in waiting.items()}
-    new = [name for name in reversed(waiting) if state.brought.get(name) != marks[name]]
+    new = [name for name in waiting if state.brought.get(name) != marks[name]]
     new = [given.bring] if given.bring in waiting else new
     room = plan.limits["home_mib"] * MIB
     try:
@@ -191,7 +198,7 @@ def _size(stage: Stage, state: State) -> float:
 
     model = state.model(stage)
     assert model is not None
-    return 1.05 * count_parameters(read_model(model).weights) * (1 if stage.int8 else 2)
+    return 1.05 * count_parameters(read_model(model, with_weights=False).weights)
 
 
 def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock: Clock) -> int:
@@ -202,7 +209,7 @@ def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock:
     state.note(stage, step=last_step(stage, state), share=share_done(stage, plan, state))
     progress = {"stage": stage.name, **{k: state.known(stage, k) for k in ("step", "share")}}
     piece = int(plan.limits["piece_mib"] * MIB)
-    size = export(model, out, name=name, piece_bytes=piece, progress=progress, int8=stage.int8)
+    size = export(model, out, name=name, piece_bytes=piece, progress=progress)
     clock.say(f"{name}: {model} goes home, {size / MIB:.1f} MiB")
     if size > plan.limits["home_mib"] * MIB:
         clock.say(f"{name} has more than {plan.limits['home_mib']:.0f} MiB: not all may come")

@@ -1,11 +1,10 @@
-"""The stages of a plan as processes: data in preparation, tests, races and trainings.
+"""The stages of a plan as processes: tests, races and trainings.
 
 Each is a command of its own, with a log in the state folder; nothing here imports torch.
 """
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -34,71 +33,6 @@ class Clock:
     def say(self, text: str) -> None:
         """Print a line with the seconds since the beginning."""
         print(f"[{time.monotonic() - self.began:5.0f} s] {text}", flush=True)
-
-
-class Preparing:
-    """A dataset in the making, beside whatever else is being done, once all its files are there.
-
-    Conversations are read as they are: there is nothing to prepare.
-    """
-
-    def __init__(self, plan: Plan, state: State, name: str) -> None:
-        spec = plan.data[name]
-        self.out = state.folder / PREPARED / name
-        self.missing = [
-            listed
-            for files in spec.values()
-            for listed in files
-            if not list((state.folder / "data").glob(f"{listed}*"))
-        ]
-        self.process: subprocess.Popen[bytes] | None = None
-        prepared = "chat" in spec or (self.out / "dataset.json").is_file()
-        if not self.missing and not prepared:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            log = (self.out.parent / f"{name}.log").open("wb")
-            commands = self._commands(state, spec, name)
-            self.process = subprocess.Popen(
-                ["bash", "-ec", "\n".join(map(shlex.join, commands))],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def _commands(self, state: State, spec: dict[str, list[str]], name: str) -> list[list[str]]:
-        data, python = state.folder / "data", sys.executable
-        train, valid = (
-            [str(file) for listed in spec[key] for file in data.glob(f"{listed}*")]
-            for key in ("train", "valid")
-        )
-        commands = []
-        if name == "base":
-            script = state.folder / "code" / "scripts" / "base_corpus.py"
-            train = [str(state.folder / "base.jsonl")]
-            commands.append([python, str(script), str(data), *train])
-        options = ["--tokenizer", str(state.folder / "tokenizer.json"), "--out", str(self.out)]
-        held_out = [part for file in valid for part in ("--valid", file)]
-        commands.append([python, "-m", "backgpt", "prepare", *train, *held_out, *options])
-        return commands
-
-    def problem(self) -> str:
-        """Return why the data is not there, or nothing."""
-        if self.missing:
-            return f"{', '.join(self.missing)} did not come yet"
-        if self.process is None or self.process.poll() == 0:
-            return ""
-        if self.is_working():
-            return "its data is being prepared"
-        return f"its data could not be prepared: {_tail(self.out.parent / f'{self.out.name}.log')}"
-
-    def is_working(self) -> bool:
-        """Return whether the data is being prepared."""
-        return self.process is not None and self.process.poll() is None
-
-    def stop(self) -> None:
-        """End the preparation, which goes on where it was when it is called for again."""
-        if self.process is not None and self.is_working():
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait()
 
 
 class Job:

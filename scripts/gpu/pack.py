@@ -2,10 +2,10 @@
 
     python scripts/gpu/pack.py DATA OUT --tokenizer tokenizer.json --peer smolgpt=PATH
 
-DATA has the layout of scripts/base_corpus.py. OUT/call-1, call-2, ... each hold the code, the
-packages missing there, and their share of the data as it is, compressed text; what the first
-stages need is in the first. Where the checkout travels too, --beside-checkout counts it and leaves
-the code out, which is then taken from there.
+DATA has the layout of scripts/base_corpus.py. Texts are tokenized here, once, in OUT-datasets.
+OUT/call-1, call-2, ... each hold the code, the packages missing there, and their share of the data;
+what the first stages need is in the first. Where the checkout travels too, --beside-checkout counts
+it and leaves the code out, which is then taken from there.
 """
 
 import argparse
@@ -15,11 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from plan import GIVEN, PLAN, PROGRESS, ROOT, Plan, copy_code, read_plan
+import archive
+from plan import GIVEN, PLAN, PREPARED, PROGRESS, ROOT, Plan, copy_code, read_plan
 
 PYTHON, PLATFORMS = (
     "3.12",
@@ -46,39 +45,81 @@ def main() -> None:
     given = parser.parse_args()
     plan = read_plan(given.plan)
 
-    shares = shared_out(plan, given.data, given.calls)
     with tempfile.TemporaryDirectory() as temporary:
         always = Path(temporary)
         _pack_always(always, plan, given)
+        shares = shared_out(plan, given.data, _archives(plan, given), given.calls)
         if given.call is None:
             shutil.rmtree(given.out, ignore_errors=True)
-        for number, files in enumerate(shares, start=1):
+        for number, share in enumerate(shares, start=1):
             if given.call in (None, number):
                 folder = given.out / f"call-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.copytree(always, folder)
-                for file in files:
-                    target = folder / "data" / file.relative_to(given.data)
+                for name, content in share.items():
+                    target = folder / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target)
+                    target.write_bytes(content)
                 _check_size(folder, plan, beside=given.beside_checkout)
 
 
-def shared_out(plan: Plan, data: Path, calls: int) -> list[list[Path]]:
-    """Return the data files of each call: the plan's first dataset in the first, the rest even.
+def shared_out(
+    plan: Plan, data: Path, archives: dict[str, Path], calls: int
+) -> list[dict[str, bytes]]:
+    """Return what each call carries, by path there: the plan's first dataset in the first.
 
-    Exits if a file is missing.
+    Conversations go as the files they are, all else in pieces. Exits if a file is missing.
     """
-    listed = {
-        name: [file for files in spec.values() for file in files]
-        for name, spec in plan.data.items()
-    }
-    sure = [find(data, file) for file in listed[next(iter(listed))]]
-    everything = {find(data, file) for files in listed.values() for file in files}
-    shares: list[list[Path]] = [list(sure), *([] for _ in range(calls - 1))]
-    for file in sorted(everything - set(sure), key=lambda file: -file.stat().st_size):
-        min(shares, key=lambda share: sum(f.stat().st_size for f in share)).append(file)
+    first, *others = archives
+    whole = {f"{PREPARED}/{first}{archive.PIECES}1-of-1": archives[first].read_bytes()}
+    shares: list[dict[str, bytes]] = [whole, *({} for _ in range(calls - 1))]
+    chats = [file for name in plan.data if name not in archives for file in _listed(plan, name)]
+    found = [find(data, listed) for listed in dict.fromkeys(chats)]
+    for file in sorted(found, key=lambda file: -file.stat().st_size):
+        share = min(shares, key=lambda share: sum(map(len, share.values())))
+        share[f"data/{file.relative_to(data)}"] = file.read_bytes()
+    for name in others:
+        filled = [sum(map(len, share.values())) for share in shares]
+        for piece, (call, content) in archive.cut(archives[name], name, filled).items():
+            shares[call][f"{PREPARED}/{piece}"] = content
     return shares
+
+
+def _archives(plan: Plan, given: argparse.Namespace) -> dict[str, Path]:
+    """Tokenize each dataset of texts, if that is not done; return an archive of each."""
+    work = given.out.with_name(given.out.name + "-datasets")
+    work.mkdir(parents=True, exist_ok=True)
+    archives = {}
+    for name, spec in plan.data.items():
+        if "chat" not in spec:
+            train, valid = (
+                [find(given.data, file) for file in spec[k]] for k in ("train", "valid")
+            )
+            if name == "base":
+                corpus = work / "base.jsonl"
+                if _is_older(corpus, [*train, ROOT / "scripts" / "base_corpus.py"]):
+                    script = str(ROOT / "scripts" / "base_corpus.py")
+                    subprocess.run([sys.executable, script, given.data, corpus], check=True)
+                train = [corpus]
+            held_out = [part for file in valid for part in ("--valid", file)]
+            options = [*held_out, "--tokenizer", given.tokenizer, "--out", work / name]
+            command = [sys.executable, "-m", "backgpt", "prepare", *train, *options]
+            subprocess.run(list(map(str, command)), check=True)
+            archives[name] = work / f"{name}.tar.xz"
+            if _is_older(archives[name], [work / name / "dataset.json"]):
+                archive.pack(work / name, archives[name])
+    return archives
+
+
+def _is_older(file: Path, sources: list[Path]) -> bool:
+    """Return whether a file is not there or older than what it is made of."""
+    if not file.is_file():
+        return True
+    return file.stat().st_mtime < max(source.stat().st_mtime for source in sources)
+
+
+def _listed(plan: Plan, name: str) -> list[str]:
+    return [file for files in plan.data[name].values() for file in files]
 
 
 def find(data: Path, listed: str) -> Path:
@@ -118,15 +159,13 @@ def _pack_tokenizer(folder: Path, given: argparse.Namespace) -> None:
 
 
 def _pack_weights(folder: Path, path: Path) -> None:
-    """Send a model along with 16-bit weights, to be gone on with where no checkpoint is left."""
+    """Send a model along as it came home, to be gone on with where no checkpoint is left."""
     from backgpt.model_folder import read_model, write_model
 
-    model = read_model(path)
     progress = json.loads((path / PROGRESS).read_text())
     target = folder / GIVEN / progress["stage"]
     target.mkdir(parents=True)
-    weights = {name: array.astype(np.float16) for name, array in model.weights.items()}
-    write_model(replace(model, weights=weights), target)
+    write_model(read_model(path), target, storage="int8")
     shutil.copyfile(path / PROGRESS, target / PROGRESS)
 
 

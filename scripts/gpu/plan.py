@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import archive
+
 RUNS, PREPARED, GIVEN, PLAN = "runs", "prepared", "given", "plan.toml"
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("src", "scripts", "tests", "benchmarks", "pyproject.toml")
@@ -26,7 +28,7 @@ class Stage:
     `seconds` is how long it should take; with `fit` its epochs are what fits into them, at most
     `most_epochs`; with `together` it may be done beside another such. It begins from the model of
     the stage `begins`, if that is given; of all stages with the same `ships`, the one with the
-    lowest loss goes home under that name, as 16-bit floats or, with `int8`, half as large.
+    lowest loss goes home under that name.
     """
 
     name: str
@@ -37,7 +39,6 @@ class Stage:
     ships: str = ""
     fit: bool = False
     together: bool = False
-    int8: bool = False
     most_epochs: float = 100.0
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
@@ -47,7 +48,7 @@ class Stage:
 class Plan:
     """A plan file: its stages, the files of each dataset, and the limits of the machine.
 
-    A dataset has `train` and `valid`, texts to be prepared, or `chat` and `chat_valid`.
+    A dataset has `train` and `valid`, texts that are tokenized at home, or `chat` and `chat_valid`.
     """
 
     stages: list[Stage]
@@ -123,6 +124,14 @@ class State:
         file = self.run(stage) / "metrics.jsonl"
         lines = file.read_text().split("\n")[:-1] if file.is_file() else []
         return [json.loads(line) for line in lines]
+
+    def missing(self, plan: Plan, name: str) -> list[str]:
+        """Return what has yet to come of a dataset, which is unpacked if it is all there."""
+        spec = plan.data[name]
+        if "chat" not in spec:
+            return [] if archive.unpack(self.folder / PREPARED, name) else [f"a piece of {name}"]
+        listed = [file for files in spec.values() for file in files]
+        return [file for file in listed if not list((self.folder / "data").glob(f"{file}*"))]
 
     def given(self, stage: Stage) -> dict[str, Any] | None:
         """Return how far a stage's weights that were brought along are, or None without any."""

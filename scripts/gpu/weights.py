@@ -1,10 +1,10 @@
-"""Weights on their way home: a model folder with smaller weights, cut into pieces, and back.
+"""Weights on their way home: a model folder with int8 weights, cut into pieces, and back.
 
     python scripts/gpu/weights.py FOLDER FILES...
 
 joins the pieces among FILES, checks them against their list, and writes FOLDER/NAME, an ordinary
-model folder with float32 weights; what else a run brought is unpacked beside it. Float16 keeps 11
-bits of each weight; int8 is what the built-in models have.
+model folder with float32 weights; what else a run brought is unpacked beside it. Int8 rows are what
+the built-in models have, and two models of 28 million parameters fit into one call.
 """
 
 import argparse
@@ -14,11 +14,8 @@ import json
 import sys
 import tarfile
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from backgpt.model_folder import read_model, save_model, write_model
 
@@ -26,27 +23,14 @@ LIST = ".list.json"  # NAME.list.json says which pieces NAME has, and their SHA-
 RESULTS = "results.tar.xz"
 
 
-def export(
-    model: Path,
-    out: Path,
-    *,
-    name: str,
-    piece_bytes: int,
-    progress: dict[str, Any],
-    int8: bool = False,
-) -> int:
+def export(model: Path, out: Path, *, name: str, piece_bytes: int, progress: dict[str, Any]) -> int:
     """Write the model at `model` into pieces in `out`; return how many bytes they have.
 
-    `progress` goes along as progress.json. The weights are float16, or int8 rows with scales.
+    `progress` goes along as progress.json.
     """
-    folder = read_model(model)
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary:
-        if int8:
-            write_model(folder, Path(temporary), storage="int8")
-        else:
-            halved = {key: array.astype(np.float16) for key, array in folder.weights.items()}
-            write_model(replace(folder, weights=halved), Path(temporary))
+        write_model(read_model(model), Path(temporary), storage="int8")
         (Path(temporary) / "progress.json").write_text(json.dumps(progress) + "\n")
         with tarfile.open(fileobj=packed, mode="w") as tar:
             tar.add(temporary, arcname=name)
@@ -92,11 +76,9 @@ def _model(listed: dict[str, Any], files: dict[str, Path], folder: Path) -> Path
     with tempfile.TemporaryDirectory() as temporary:
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             tar.extractall(temporary, filter="data")
-        halved = Path(temporary) / listed["name"]
-        model = read_model(halved)
-        weights = {key: array.astype(np.float32) for key, array in model.weights.items()}
-        progress = (halved / "progress.json").read_bytes()
-        save_model(replace(model, weights=weights), target, files={"progress.json": progress})
+        came = Path(temporary) / listed["name"]
+        progress = (came / "progress.json").read_bytes()
+        save_model(read_model(came), target, files={"progress.json": progress})
     return target
 
 
