@@ -100,8 +100,12 @@ def test_the_whole_run_at_toy_size(data: Path, dataset_path: Path, tmp_path: Pat
 
     for name in ("stories", "backchat"):
         assert f"{name} is still to be brought home" in said
-    for name in ("stories", "backchat"):
-        assert f"{name}: " in go(2, "--minutes", "0.1")
+    roomy = TOY.read_text().replace("home_mib = 0.1", "home_mib = 64")
+    (calls / "call-2" / "plan.toml").write_text(roomy)
+    said = go(2, "--minutes", "0.1")
+    assert "goes home" in said
+    assert all(f"{name}: " in said for name in ("stories", "backchat"))
+    assert "still to be brought home" not in said
     pieces = list(home.glob("*.part-*"))
     assert len(pieces) > 1
     assert max(file.stat().st_size for file in pieces) <= 0.1 * 2**20

@@ -71,7 +71,7 @@ class Job:
         spent = state.known(self.stage, "seconds", 0.0) + time.monotonic() - self.began
         state.note(self.stage, state=outcome, seconds=spent)
         if outcome == "failed" or self.stage.kind != "train":
-            print(_tail(self.log, lines=25), flush=True)
+            print(_tail(self.log), flush=True)
         clock.say(f"{self.stage.name}: {outcome}")
         return outcome
 
@@ -166,5 +166,5 @@ def last_step(stage: Stage, state: State) -> int:
     return max((record["step"] for record in state.metrics(stage)), default=0)
 
 
-def _tail(log: Path, *, lines: int = 3) -> str:
+def _tail(log: Path, lines: int = 25) -> str:
     return "\n".join(log.read_text(errors="replace").strip().split("\n")[-lines:])

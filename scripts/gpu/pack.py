@@ -71,9 +71,10 @@ def shared_out(
     Conversations go as the files they are, all else in pieces. Exits if a file is missing.
     """
     first, *others = archives
-    whole = {f"{PREPARED}/{first}{archive.PIECES}1-of-1": archives[first].read_bytes()}
-    shares: list[dict[str, bytes]] = [whole, *({} for _ in range(calls - 1))]
-    chats = [file for name in plan.data if name not in archives for file in _listed(plan, name)]
+    whole = archive.cut(archives[first], first, [0])
+    shares: list[dict[str, bytes]] = [{} for _ in range(calls)]
+    shares[0] = {f"{PREPARED}/{piece}": content for piece, (_, content) in whole.items()}
+    chats = [file for name in plan.data if name not in archives for file in plan.files(name)]
     found = [find(data, listed) for listed in dict.fromkeys(chats)]
     for file in sorted(found, key=lambda file: -file.stat().st_size):
         share = min(shares, key=lambda share: sum(map(len, share.values())))
@@ -104,7 +105,7 @@ def _archives(plan: Plan, given: argparse.Namespace) -> dict[str, Path]:
             held_out = [part for file in valid for part in ("--valid", file)]
             options = [*held_out, "--tokenizer", given.tokenizer, "--out", work / name]
             command = [sys.executable, "-m", "backgpt", "prepare", *train, *options]
-            subprocess.run(list(map(str, command)), check=True)
+            subprocess.run(command, check=True)
             archives[name] = work / f"{name}.tar.xz"
             if _is_older(archives[name], [work / name / "dataset.json"]):
                 archive.pack(work / name, archives[name])
@@ -116,10 +117,6 @@ def _is_older(file: Path, sources: list[Path]) -> bool:
     if not file.is_file():
         return True
     return file.stat().st_mtime < max(source.stat().st_mtime for source in sources)
-
-
-def _listed(plan: Plan, name: str) -> list[str]:
-    return [file for files in plan.data[name].values() for file in files]
 
 
 def find(data: Path, listed: str) -> Path:

@@ -57,6 +57,10 @@ class Plan:
     limits: dict[str, float]
     wheels: list[str]
 
+    def files(self, name: str) -> list[str]:
+        """Return the files that a dataset is made of."""
+        return [file for files in self.data[name].values() for file in files]
+
 
 def copy_code(target: Path) -> None:
     """Copy what the stages need of this checkout to `target`, over what was there.
@@ -127,11 +131,10 @@ class State:
 
     def missing(self, plan: Plan, name: str) -> list[str]:
         """Return what has yet to come of a dataset, which is unpacked if it is all there."""
-        spec = plan.data[name]
-        if "chat" not in spec:
+        if "chat" not in plan.data[name]:
             return [] if archive.unpack(self.folder / PREPARED, name) else [f"a piece of {name}"]
-        listed = [file for files in spec.values() for file in files]
-        return [file for file in listed if not list((self.folder / "data").glob(f"{file}*"))]
+        data = self.folder / "data"
+        return [file for file in plan.files(name) if not list(data.glob(f"{file}*"))]
 
     def given(self, stage: Stage) -> dict[str, Any] | None:
         """Return how far a stage's weights that were brought along are, or None without any."""
