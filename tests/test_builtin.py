@@ -5,7 +5,6 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,29 +118,6 @@ def command(*arguments: object) -> int | str | None:
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     return stopped.value.code
-
-
-def test_a_model_with_twice_the_layers_computes_the_same_until_it_is_trained(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["double_layers.py", "stories", str(tmp_path / "out")])
-    runpy.run_path(str(SCRIPTS / "double_layers.py"), run_name="__main__")
-    before, after = read_model(models / "stories"), read_model(tmp_path / "out")
-    assert after == replace(
-        before,
-        config=replace(before.config, n_layer=2 * before.config.n_layer),
-        tokenizer=after.tokenizer,
-        weights=after.weights,
-        storage="float32",
-        path=after.path,
-    )
-    losses = [
-        backgpt.load(folder, dtype="float32").score("A tale. The end.").logprob
-        for folder in (models / "stories", tmp_path / "out")
-    ]
-    assert losses[0] == losses[1]
-    with pytest.raises(SystemExit, match="is there: name another folder"):
-        runpy.run_path(str(SCRIPTS / "double_layers.py"), run_name="__main__")
 
 
 def test_the_packages_own_models_are_whole() -> None:
