@@ -219,6 +219,27 @@ def test_an_interrupted_job_goes_on_to_the_same_result(
     assert not hasattr(again.engine, "scored")  # nothing was left to do
 
 
+def test_two_jobs_do_not_write_one_file(
+    tokenizer: Tokenizer, texts: list[str], tmp_path: Path
+) -> None:
+    given, settings, out = documents(texts), settings_of(), tmp_path / "out.jsonl"
+
+    def refused(state: LabelState) -> None:
+        with pytest.raises(UsageError, match=r"another process is writing to .*out\.jsonl: let it"):
+            label(given, out, model_of(tokenizer), settings)
+
+    done = label(given, out, model_of(tokenizer), settings, limit=6, report=refused)
+    assert (done.n_texts, len(lines(out))) == (6, done.n_kept)
+
+    def late() -> Iterator[Document]:  # read when the state is known, before the file is held
+        label(given, out, model_of(tokenizer), settings)
+        yield from given
+
+    with pytest.raises(UsageError, match=r"another process wrote to .*out\.jsonl just now"):
+        label(late(), out, model_of(tokenizer), settings)
+    assert label(given, out, model_of(tokenizer), settings).n_texts == len(given)
+
+
 def test_a_limit_stops_and_a_higher_one_goes_on(
     tokenizer: Tokenizer, texts: list[str], tmp_path: Path
 ) -> None:
@@ -276,6 +297,10 @@ def test_an_out_that_names_no_file_is_refused(
     def refuse(path: Path, data: bytes) -> None:
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "no" / "where")
+    with pytest.raises(BackgptError, match=r"cannot write .*out\.jsonl: No such file or directory"):
+        label(given, tmp_path / "out.jsonl", model, settings_of())
+    (tmp_path / "out.jsonl").unlink()
     monkeypatch.setattr("backgpt.label.write_whole", refuse)
     with pytest.raises(BackgptError, match=r"cannot write .*state: Permission denied; choose"):
         label(given, tmp_path / "out.jsonl", model, settings_of())

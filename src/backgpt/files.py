@@ -44,21 +44,31 @@ def held(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is writing to {folder}: let it end, or choose another --out"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        hold(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def hold(descriptor: int, path: Path) -> None:
+    """Keep others away from `path` until its `descriptor` is closed (not on Windows).
+
+    Raises UsageError if another holds it.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"another process is writing to {path}: let it end, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def cannot_write(path: Path, error: OSError) -> BackgptError:

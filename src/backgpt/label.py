@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,7 +27,7 @@ from backgpt.config import Settings
 from backgpt.datasets.records import Document
 from backgpt.engine import Engine
 from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError, printable
-from backgpt.files import cannot_write, write_whole
+from backgpt.files import cannot_write, hold, write_whole
 from backgpt.generate import Text, collect_all
 from backgpt.messages import Message
 from backgpt.order import ModelIds
@@ -107,17 +107,20 @@ def label(
     """Label `texts` and append to `out`; go on if it was begun before, up to `limit` texts in all.
 
     `report` is called after each batch. Raises UsageError for models that do not run the way they
-    must, a changed setting, or an `out` of other origin; DataError if there is no text;
-    CorruptFileError if `out` was altered.
+    must, a changed setting, or an `out` of other origin or that another process is writing to;
+    DataError if there is no text; CorruptFileError if `out` was altered.
     """
     judge = _judge(model, twin, settings)
     _check_place(out)
     state = _state_of(out, settings)
     rest = _rest(texts, state)
-    _begin(out, state)
     if limit is not None:
         rest = islice(rest, max(limit - state.n_texts, 0))
-    with out.open("ab") as file:
+    with _opened(out) as file:
+        hold(file.fileno(), out)
+        if _state_of(out, settings) != state:
+            raise UsageError(f"another process wrote to {out} just now: run it again to go on")
+        _begin(out, state)
         while batch := list(islice(rest, settings.batch_size)):
             found = _label_batch(model, judge, batch, settings, first=state.n_texts)
             lines = [_line(pair) for pair in found if isinstance(pair, Pair)]
@@ -328,12 +331,19 @@ def _begin(out: Path, state: LabelState) -> None:
     """Write the state of a job that is new, and cut `out` back to just what is done."""
     if not state.n_texts:
         _write_state(out, state)
-    with out.open("ab+") as lines:
+    with _opened(out) as lines:
         lines.seek(0)
         n_kept = sum(1 for _ in islice(lines, state.n_kept))
         if (n_kept, lines.tell()) != (state.n_kept, state.n_bytes):
             raise CorruptFileError(f"{out} is not as it was left: start anew with another --out")
         lines.truncate(state.n_bytes)  # of a batch that was not finished
+
+
+def _opened(out: Path) -> BinaryIO:
+    try:
+        return out.open("ab+")
+    except OSError as error:
+        raise cannot_write(out, error) from None
 
 
 def _write_state(out: Path, state: LabelState) -> None:
