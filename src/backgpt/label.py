@@ -120,7 +120,7 @@ def label(
         hold(file.fileno(), out)
         if _state_of(out, settings) != state:
             raise UsageError(f"another process wrote to {out} just now: run it again to go on")
-        _begin(out, state)
+        _begin(file, out, state)
         while batch := list(islice(rest, settings.batch_size)):
             found = _label_batch(model, judge, batch, settings, first=state.n_texts)
             lines = [_line(pair) for pair in found if isinstance(pair, Pair)]
@@ -327,23 +327,22 @@ def _with(key: str, value: Any) -> str:
     return f"without {key}" if value is None else f"with {key} = {value!r}"
 
 
-def _begin(out: Path, state: LabelState) -> None:
-    """Write the state of a job that is new, and cut `out` back to just what is done."""
-    if not state.n_texts:
-        _write_state(out, state)
-    with _opened(out) as lines:
-        lines.seek(0)
-        n_kept = sum(1 for _ in islice(lines, state.n_kept))
-        if (n_kept, lines.tell()) != (state.n_kept, state.n_bytes):
-            raise CorruptFileError(f"{out} is not as it was left: start anew with another --out")
-        lines.truncate(state.n_bytes)  # of a batch that was not finished
-
-
 def _opened(out: Path) -> BinaryIO:
     try:
         return out.open("ab+")
     except OSError as error:
         raise cannot_write(out, error) from None
+
+
+def _begin(file: BinaryIO, out: Path, state: LabelState) -> None:
+    """Write the state of a job that is new, and cut its open file back to just what is done."""
+    if not state.n_texts:
+        _write_state(out, state)
+    file.seek(0)
+    n_kept = sum(1 for _ in islice(file, state.n_kept))
+    if (n_kept, file.tell()) != (state.n_kept, state.n_bytes):
+        raise CorruptFileError(f"{out} is not as it was left: start anew with another --out")
+    file.truncate(state.n_bytes)  # of a batch that was not finished
 
 
 def _write_state(out: Path, state: LabelState) -> None:
