@@ -73,7 +73,7 @@ def test_golden_rows_of_a_question_and_its_answer(tokenizer: Tokenizer, unit: Un
     ]
 
 
-def test_golden_rows_with_a_context_both_ways(tokenizer: Tokenizer) -> None:
+def test_a_context_is_read_and_never_written(tokenizer: Tokenizer) -> None:
     made = template(tokenizer, told=True)
     assert rows(made, conversation(*TALK[:2], context="It rained.")) == [
         (
@@ -81,13 +81,21 @@ def test_golden_rows_with_a_context_both_ways(tokenizer: Tokenizer) -> None:
             "Who is there? <|user|> <|start|>",
         ),
         (
-            "<|backward|> <|end|> The dog. <|assistant|>",
-            "Who is there?\n\nIt rained. <|user|> <|start|>",
-        ),
-        (
             "<|backward|> <|hint|> <|context|> It rained. <|hint|> <|question|> "
             "Who is there? <|end|>",
             "The dog. <|assistant|>",
+        ),
+    ]
+    twin = template(tokenizer, "forward", told=True)
+    assert rows(twin, conversation(*TALK[:2], context="It rained.")) == [
+        (
+            "<|forward|> <|hint|> <|context|> It rained. <|start|> <|user|> Who is there? "
+            "<|assistant|>",
+            "The dog. <|end|>",
+        ),
+        (
+            "<|forward|> <|start|> <|user|> Who is there?\n\nIt rained. <|assistant|>",
+            "The dog. <|end|>",
         ),
     ]
 

@@ -124,15 +124,16 @@ class Template:
     def exchanges(self, conversation: "Conversation", *, most: int) -> Iterator[Exchange | None]:
         """Yield the training rows of a conversation, each of at most `most` ids, None if too long.
 
-        Every message but the one that is met first is written; a conversation with a context
-        gives such rows twice, with the context as a hint and as part of the first message. For a
-        backward model the first answer is also written as a reply. What a long conversation is
-        cut into overlaps by one message, and is the same for both twins.
+        Every message but the one that is met first is written, behind the context as a hint. For
+        a forward model there are the same rows with the context as part of the first message,
+        which it reads; a backward model would learn to write such contexts. Instead the first
+        answer is also written as a reply. What a long conversation is cut into overlaps by one
+        message, and is the same for both twins.
         """
         messages, context = conversation.messages, conversation.context
         for piece in self._pieces(messages, most):
             yield self._exchange(messages, piece, context, most)
-        if context:
+        if context and self.language.direction == "forward":
             first = Message(messages[0].role, f"{messages[0].text}\n\n{context}")
             whole = (first, *messages[1:])
             for piece in self._pieces(whole, most):
