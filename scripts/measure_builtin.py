@@ -32,6 +32,7 @@ from backgpt.evaluate import (
     share_that_reached_the_edge,
     statistics_of,
     vocabulary_of,
+    with_endings_that_fit,
     write_samples,
 )
 from backgpt.files import write_whole
@@ -86,11 +87,12 @@ def _measure(arguments: argparse.Namespace) -> Measures:
         twin = _twin(model, arguments)
         losses = _losses(arguments, stored, texts)
 
-        endings = draw_endings(texts, arguments.endings, seed=seed)
+        written_toward = with_endings_that_fit(texts, model)
+        endings = draw_endings(written_toward, arguments.endings, seed=seed)
         _say(f"writing {arguments.samples} samples")
         each = arguments.samples // arguments.endings
         samples = list(write_samples(model, endings, each=each, seed=seed, max_new_tokens=longest))
-        obedience, unasked = _obedience(model, texts, arguments)
+        obedience, unasked = _obedience(model, written_toward, arguments)
         human = choose(texts, len(samples), seed=seed)
         return Measures(
             set=_name(arguments),

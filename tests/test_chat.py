@@ -217,6 +217,29 @@ def test_too_long_a_context_is_shortened_first_and_left_out_if_little_remains(
     assert shown(made, without.given) == "<|end|> Because of it. <|assistant|>"
 
 
+def test_a_twin_is_not_tuned_on_questions_that_a_context_pushed_out(tokenizer: Tokenizer) -> None:
+    made = template(tokenizer, "forward")
+    talk = conversation("Why?", "Because of it.", context="rain " * 200)
+    [(given, written)] = rows(made, talk, most=60)
+    assert given.startswith("<|hint|> <|context|> rain rain")
+    assert given.endswith("<|start|> <|user|> Why? <|assistant|>")
+    assert written == "Because of it. <|end|>"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_conversation_is_cut_between_messages_just_where_it_does_not_fit(
+    tokenizer: Tokenizer, told: bool
+) -> None:
+    made, talk = template(tokenizer, told=told), conversation(*TALK)
+    whole = len(made.turns(talk.messages)) + 2 + told
+    for most, n_written in ((whole, 3), (whole - 1, 2)):
+        row = next(made.exchanges(talk, most=most))
+        assert row is not None
+        assert not row.shortened
+        messages = shown(made, row.written)
+        assert messages.count("<|user|>") + messages.count("<|assistant|>") == n_written
+
+
 def test_what_is_to_be_written_is_never_cut_but_its_row_dropped(tokenizer: Tokenizer) -> None:
     made = template(tokenizer)
     words = " ".join(f"word{n}" for n in range(100))

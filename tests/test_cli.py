@@ -654,6 +654,17 @@ def test_a_length_on_the_command_line_wins_over_that_in_a_file(
     assert (lengths, "lr = 0.5" in settings) == ([resolved], True)
 
 
+def test_a_run_folder_of_the_wrong_type_in_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.toml").write_text("out = 5\nmax_steps = 3\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", str(tmp_path / "run.toml"), "--data=x"])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "out = 5" in line
+
+
 @pytest.mark.parametrize("command", ["train", "arrow"])
 def test_help_names_all_presets(command: str) -> None:
     told = " ".join(backgpt_command(command, "--help").stdout.split())

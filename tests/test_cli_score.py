@@ -227,6 +227,13 @@ def test_tokens_stand_in_reading_order_with_their_markers(
     assert line_break[1] == f"{-record['backward']['token_logprobs'][index]:.3f}"
 
 
+def test_standard_input_has_the_line_ends_of_files(score: Any, models: Path) -> None:
+    command = ("-", "--model", models / "both", "--json")
+    [one] = score(*command, stdin=b"One.\nTwo.\n").records
+    [other] = score(*command, stdin=b"\xef\xbb\xbfOne.\r\nTwo.\r\n").records
+    assert other == one
+
+
 def test_standard_input_is_one_text(score: Any, models: Path) -> None:
     [record] = score(
         "-", "--model", models / "both", "--json", stdin=b"One.\n\nTwo.<|endoftext|>Three.\n"

@@ -51,6 +51,9 @@ def test_a_preset_takes_overrides_and_heads_follow() -> None:
         ({"epochs": 2}, "either max_steps or epochs"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"dropout": 1.0}, r"dropout = 1\.0"),
+        ({"min_lr": 0.1, "lr": 0.01}, r"min_lr = 0\.1 is what lr = 0\.01 falls to: lower it"),
+        ({"out": Path("r\udcff")}, r"give it in UTF-8"),
+        ({"sample_endings": ("a", "\udcff")}, r"give it in UTF-8"),
     ],
 )
 def test_a_bad_setting_is_one_line_with_key_and_value(

@@ -60,7 +60,7 @@ def test_loss_falls_on_what_is_written_and_on_all_of_it(tokenizer: Tokenizer) ->
         assert rows.widths[number] == len(whole) - 1
         assert np.flatnonzero(scored)[-1] == len(whole) - 2
     assert rows.n_targets == int((batch.targets != IGNORE).sum())
-    assert rows.n_bytes > sum(len(question) + 2 * len(answer) for question, answer in PAIRS)
+    assert rows.n_bytes == sum(len(question) + 2 * len(answer) for question, answer in PAIRS)
 
 
 def test_rows_that_do_not_fit_are_counted(tokenizer: Tokenizer) -> None:

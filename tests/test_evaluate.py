@@ -27,6 +27,7 @@ from backgpt.evaluate import (
     share_that_reached_the_edge,
     statistics_of,
     vocabulary_of,
+    with_endings_that_fit,
     write_samples,
 )
 from backgpt.hints import Hints, words_of
@@ -88,6 +89,17 @@ def test_endings_are_different_begin_with_the_fixed_and_follow_the_seed(texts: l
     assert endings == draw_endings(texts, 20, seed=3) != draw_endings(texts, 20, seed=4)
     with pytest.raises(DataError, match="different endings, not 9"):
         draw_endings(["One. The end."] * 30, 9, seed=1)
+
+
+def test_an_ending_may_take_half_of_the_context(model: Model) -> None:
+    def text(n_words: int) -> str:
+        return "It rained. " + "so " * n_words + "it ended."
+
+    most = model.engine.block_size // 2
+    fits = [n for n in range(1, 2 * most) if with_endings_that_fit([text(n)], model)]
+    assert fits == list(range(1, len(fits) + 1))
+    sizes = [len(model.tokenizer.encode(last_sentence(text(n)))) for n in (fits[-1], fits[-1] + 1)]
+    assert sizes[0] <= most < sizes[1]
 
 
 def test_figures_of_texts_counted_by_hand() -> None:

@@ -136,6 +136,16 @@ def test_losses_are_the_mean_over_what_is_written_and_rows_that_do_not_fit_are_c
         measure_loss_of_mode(model, "ask", conversations[1:])
 
 
+def test_only_a_question_and_its_answer_are_asked_and_replied(model: Model) -> None:
+    plain = conversation("Why?", "It rained.")
+    told = replace(plain, messages=(Message("system", "Be kind."), *plain.messages))
+    for mode in ("ask", "reply"):
+        loss = measure_loss_of_mode(model, mode, [told, plain])
+        assert (loss.conversations, loss.of) == (1, 2)
+        alone = measure_loss_of_mode(model, mode, [plain])
+        assert loss.nats_per_token == alone.nats_per_token
+
+
 def test_rewinding_is_scored_to_the_start_and_whole_conversations_in_full(model: Model) -> None:
     two = [conversation("Why?", "It rained.")]
     count = len(model.tokenizer.encode("Why?"))

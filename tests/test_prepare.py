@@ -14,7 +14,6 @@ from backgpt import parts
 from backgpt.datasets import HUB_FILES, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.sources import OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
-from backgpt.files import held
 from backgpt.prepare import PrepareReport, peek, prepare
 from backgpt.shards import Shard, open_dataset
 from backgpt.tokenizer import Tokenizer
@@ -229,9 +228,18 @@ def test_a_shard_that_was_cut_off_is_not_already_prepared(corpus: Path, tmp_path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_two_processes_do_not_prepare_one_folder(corpus: Path, tmp_path: Path) -> None:
-    with held(tmp_path / "out"), pytest.raises(UsageError, match="another process is writing to"):
-        run(corpus, tmp_path / "out")
-    run(corpus, tmp_path / "out")
+    refused: list[str] = []
+
+    def second(stage: str, done: int, total: int) -> None:
+        if stage == "sample" and done == total:  # nothing is encoded yet
+            for changes in ({}, {"vocab_size": 310}):
+                with pytest.raises(UsageError, match="another process is writing to"):
+                    run(corpus, tmp_path / "out", **changes)
+                refused.append(stage)
+
+    run(corpus, tmp_path / "out", progress=second)
+    assert refused == ["sample", "sample"]
+    assert open_dataset(tmp_path / "out").tokenizer.vocab_size == 300
 
 
 def test_what_cannot_be_read_twice_or_at_all_is_told(tmp_path: Path) -> None:

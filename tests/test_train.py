@@ -27,7 +27,8 @@ from backgpt.errors import (
     UsageError,
 )
 from backgpt.files import held
-from backgpt.model_folder import LATEST, pointed, read_model
+from backgpt.model_folder import BEST, LATEST, pointed, read_model
+from backgpt.prepare import prepare
 from backgpt.run import Run
 from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train
@@ -378,6 +379,40 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     train(config, report=Notes())
     train(settings(dataset_path, tmp_path / "whole"), report=Notes())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_that_dies_while_it_tells_its_loss_loses_neither_best_nor_samples(
+    dataset_path: Path, finished: Path, tmp_path: Path
+) -> None:
+    class ClosedPipe(Notes):
+        def stepped(self, record: Mapping[str, Any]) -> None:
+            if record["step"] == 6 and "valid_loss" in record:
+                raise BrokenPipeError
+
+    config = settings(dataset_path, tmp_path / "broken")
+    with pytest.raises(BrokenPipeError):
+        train(config, report=ClosedPipe())
+    train(config, report=Notes())
+    assert_same_run(finished, config.out)
+    for name in (BEST, LATEST):
+        assert pointed(config.out, name) == config.out / "checkpoints" / "step-6"
+        assert pointed(finished, name) == finished / "checkpoints" / "step-6"
+
+
+def test_a_finished_run_without_validation_stays_as_it_is(texts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(texts), encoding="utf-8")
+    data = tmp_path / "data"
+    prepare([str(tmp_path / "stories.txt")], data, vocab_size=512, valid_fraction=0, workers=1)
+    config = settings(
+        data, tmp_path / "run", max_steps=2, direction="forward", sample_endings=["A.", "B."]
+    )
+    train(config, report=Notes())
+    samples = (config.out / "samples.md").read_text()
+    train(config, report=Notes())
+    assert (config.out / "samples.md").read_text() == samples
+    assert pointed(config.out, BEST) == checkpoints(config.out)[-1]
+    first, second = samples.removeprefix("\n## Step 2\n\n").split("\n\n")
+    assert first != second
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")

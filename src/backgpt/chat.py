@@ -28,7 +28,7 @@ import numpy as np
 from backgpt.errors import UsageError
 from backgpt.hints import Kind
 from backgpt.language import Language, Prompt, Stops
-from backgpt.messages import ROLES, Message, Role
+from backgpt.messages import ROLES, Message, Role, bytes_of
 from backgpt.order import IdArray, ModelIds, ReadingIds
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ LEAST_GIVEN = 16  # a given text shortened to fewer ids than this is not worth r
 class Exchange:
     """One row: what is given and what is written, each (T,) in model order.
 
-    `shortened` says that part of the given text was left out so that the row fits.
+    `n_bytes` are the UTF-8 bytes of the messages that are written. `shortened` says that part of
+    the given text was left out so that the row fits.
     """
 
     given: ModelIds
     written: ModelIds
+    n_bytes: int
     shortened: bool
 
 
@@ -126,9 +128,9 @@ class Template:
 
         Every message but the one that is met first is written, behind the context as a hint. For
         a forward model there are the same rows with the context as part of the first message,
-        which it reads; a backward model would learn to write such contexts. Instead the first
-        answer is also written as a reply. What a long conversation is cut into overlaps by one
-        message, and is the same for both twins.
+        which it reads, where all of that fits; a backward model would learn to write such
+        contexts. Instead the first answer is also written as a reply. What a long conversation is
+        cut into overlaps by one message, and is the same for both twins.
         """
         messages, context = conversation.messages, conversation.context
         for piece in self._pieces(messages, most):
@@ -137,20 +139,24 @@ class Template:
             first = Message(messages[0].role, f"{messages[0].text}\n\n{context}")
             whole = (first, *messages[1:])
             for piece in self._pieces(whole, most):
-                yield self._exchange(whole, piece, "", most)
+                row = self._exchange(whole, piece, "", most)
+                if row is not None and not row.shortened:  # or the question would be gone
+                    yield row
         asks = [message.role for message in messages[:2]] == ["user", "assistant"]
         if asks and self.language.direction == "backward":
             answer = self.language.order.to_model(self.turns(messages[1:2]))
             end = ModelIds(np.array([self._end_id]))
-            yield self._fitted(end, answer, most, context, messages[0].text)
+            n_bytes = bytes_of(messages[1:2])
+            yield self._fitted(end, answer, n_bytes, most, context, messages[0].text)
 
     def _pieces(self, messages: Sequence[Message], most: int) -> Iterator[range]:
         """Yield ranges of neighboring messages, two or more, of at most `most` ids if possible."""
         sizes = [len(self.turns([message])) for message in messages]
+        markers = 2 + len(self.language.lead)
         first, last = 0, len(messages) - 1
         while first < last:
             stop = first + 1
-            while stop < last and sum(sizes[first : stop + 2]) + 2 <= most:
+            while stop < last and sum(sizes[first : stop + 2]) + markers <= most:
                 stop += 1
             yield range(first, stop + 1)
             first = stop
@@ -165,14 +171,21 @@ class Template:
         whole = self.language.order.to_model(ReadingIds(reading))
         if self.language.direction == "backward":
             n_given = len(end) + len(self.turns(messages[piece.stop - 1 : piece.stop]))
+            written = messages[piece.start : piece.stop - 1]
         else:  # with the tag of the message that is written first
             n_given = len(start) + len(self.turns(messages[piece.start : piece.start + 1])) + 1
-        return self._fitted(
-            ModelIds(whole[:n_given]), ModelIds(whole[n_given:]), most, context, None
-        )
+            written = messages[piece.start + 1 : piece.stop]
+        given, rest = ModelIds(whole[:n_given]), ModelIds(whole[n_given:])
+        return self._fitted(given, rest, bytes_of(written), most, context, None)
 
     def _fitted(
-        self, given: ModelIds, written: ModelIds, most: int, context: str, question: str | None
+        self,
+        given: ModelIds,
+        written: ModelIds,
+        n_bytes: int,
+        most: int,
+        context: str,
+        question: str | None,
     ) -> Exchange | None:
         """Return a row of at most `most` ids, or None.
 
@@ -204,6 +217,7 @@ class Template:
         return Exchange(
             given=ModelIds(_joined(self.language.lead, *in_order, given)),
             written=written,
+            n_bytes=n_bytes,
             shortened=shortened,
         )
 

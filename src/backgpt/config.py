@@ -100,6 +100,22 @@ class TrainConfig(Settings):
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator("out", "data", "init", "chat", "chat_valid", "sample_endings")
+    @classmethod
+    def _check_utf_8(cls, value: Any) -> Any:
+        for part in value if isinstance(value, tuple) else (value,):
+            try:
+                str(part).encode()
+            except UnicodeEncodeError:
+                raise ValueError("give it in UTF-8, as config.toml is") from None
+        return value
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr = {self.min_lr} is what lr = {self.lr} falls to: lower it")
+        return self
+
     @model_validator(mode="after")
     def _check_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):

@@ -44,7 +44,7 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", ranks.local_rank)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise UsageError(f"device = {name!r} cannot be used here: try 'cpu' or 'auto'") from None
     return device

@@ -33,7 +33,6 @@ class Dialogues:
         """Make rows of at most `block_size + 1` ids. Raises DataError if none is left."""
         templates = [Template(language) for language in languages]
         self._pad_id = languages[0].tokenizer.pad_id
-        self._bytes_of_ids = languages[0].tokenizer.token_bytes
         self._block_size = block_size
         self._rows: list[Exchange] = []
         self.dropped = 0
@@ -67,9 +66,8 @@ class Dialogues:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all that is written, the space that begins each line in ids included."""
-        sizes = np.array([len(data) for data in self._bytes_of_ids], dtype=np.int64)
-        return sum(int(sizes[row.written].sum()) for row in self._rows)
+        """UTF-8 bytes of the messages that are written, in all rows."""
+        return sum(row.n_bytes for row in self._rows)
 
     @property
     def summary(self) -> str:

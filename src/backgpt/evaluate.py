@@ -83,6 +83,12 @@ def last_sentence(text: str) -> str:
     return text
 
 
+def with_endings_that_fit(texts: Sequence[str], model: Model) -> list[str]:
+    """Return those of `texts` whose last sentence takes at most half of the model's context."""
+    most = model.engine.block_size // 2
+    return [text for text in texts if len(model.tokenizer.encode(last_sentence(text))) <= most]
+
+
 def write_samples(
     model: Model, endings: Sequence[str], *, each: int, seed: int, max_new_tokens: int | None = None
 ) -> Iterator[Sample]:

@@ -21,7 +21,7 @@ from backgpt.errors import DataError
 from backgpt.generate import Text, collect_all
 from backgpt.hints import content_words, words_of
 from backgpt.language import Prompt
-from backgpt.messages import Message
+from backgpt.messages import Message, bytes_of
 from backgpt.order import ModelIds, ReadingIds
 from backgpt.rewind import Transcript
 from backgpt.sampling import Sampling, softmax
@@ -105,10 +105,11 @@ def measure_loss_of_mode(
 ) -> ChatLoss:
     """Return the loss on what is written in one mode; rows that do not fit are left out.
 
-    `ask` writes the first question, `reply` the first answer, `rewind` all messages but the last
-    and `<|start|>`; a context is given as a hint.
+    `ask` writes the first question, `reply` the first answer, of conversations that begin with
+    these; `rewind` all messages but the last and `<|start|>`. A context is given as a hint.
     """
-    rows = _fitting(model, (_row_of(model, mode, one) for one in conversations))
+    meant = [one for one in conversations if mode == "rewind" or _begins_with_a_question(one)]
+    rows = _fitting(model, (_row_of(model, mode, one) for one in meant))
     return _loss(model, mode, rows, of=len(conversations))
 
 
@@ -123,7 +124,7 @@ def measure_whole(model: Model, conversations: Sequence[Conversation]) -> ChatLo
         ids = order.to_model(ReadingIds(np.concatenate(([start], turns, [end]))))
         whole = ModelIds(np.concatenate((model.language.lead, ids)))
         row = ModelIds(whole[:first]), ModelIds(whole[first:])
-        return _Scored(row, _bytes_of(conversation.messages))
+        return _Scored(row, bytes_of(conversation.messages))
 
     rows = _fitting(model, map(row, conversations))
     return _loss(model, "whole", rows, of=len(conversations))
@@ -136,8 +137,8 @@ class _Scored(NamedTuple):
     n_bytes: int
 
 
-def _bytes_of(messages: Sequence[Message]) -> int:
-    return sum(len(message.text.encode()) for message in messages)
+def _begins_with_a_question(conversation: Conversation) -> bool:
+    return [message.role for message in conversation.messages[:2]] == ["user", "assistant"]
 
 
 def _row_of(model: Model, mode: Mode, conversation: Conversation) -> _Scored:
@@ -146,15 +147,15 @@ def _row_of(model: Model, mode: Mode, conversation: Conversation) -> _Scored:
     first, second = conversation.messages[:2]
     if mode == "reply":
         prompt = template.reply(first.text, context=conversation.context)
-        return _Scored((prompt.ids, template.written(prompt, second.text)), _bytes_of([second]))
+        return _Scored((prompt.ids, template.written(prompt, second.text)), bytes_of([second]))
     if mode == "ask":
         prompt = template.before([second], context=conversation.context)
-        return _Scored((prompt.ids, template.written(prompt, first.text)), _bytes_of([first]))
+        return _Scored((prompt.ids, template.written(prompt, first.text)), bytes_of([first]))
     prompt = template.before([last], context=conversation.context)
     start = ReadingIds(np.array([model.tokenizer.start_id]))
     reading = ReadingIds(np.concatenate((start, template.turns(before))))
     row = prompt.ids, model.language.order.to_model(reading)
-    return _Scored(row, _bytes_of(before))
+    return _Scored(row, bytes_of(before))
 
 
 def _fitting(model: Model, rows: Iterator[_Scored]) -> list[_Scored]:

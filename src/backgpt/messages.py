@@ -22,6 +22,11 @@ class Message:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
 
 
+def bytes_of(messages: Sequence[Message]) -> int:
+    """Return how many UTF-8 bytes the texts of `messages` have."""
+    return sum(len(message.text.encode()) for message in messages)
+
+
 def as_transcript(messages: Sequence[Message]) -> str:
     """Return messages as text, each behind the name of who says it."""
     return "\n\n".join(f"{message.role}: {message.text}" for message in messages)

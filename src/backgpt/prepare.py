@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ SAMPLE_BYTES = 64 << 20
 
 _WORK = ".work"
 _JOB_FILE = "job.json"
+_NOT_SAID = object()
 
 
 @dataclass(frozen=True)
@@ -115,35 +117,35 @@ def prepare(
     def stream() -> TextStream:
         return TextStream(inputs, valid_fraction, field=field, separator=separator)
 
+    def make(work: Path) -> PrepareReport:
+        trained = given or _train_tokenizer(stream(), work, vocab_size, sample_bytes, tell)
+        trained.save(work / TOKENIZER_FILE)
+        read = stream()
+        n_chunks = encode(
+            read,
+            work,
+            trained,
+            chunk_bytes=chunk_bytes,
+            workers=workers or _cores(),
+            progress=tell,
+        )
+        counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
+        made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
+        _write_report(out, job, made)
+        shutil.rmtree(work, ignore_errors=True)
+        return made
+
     try:
-        work = _open_work(out, job)
-        if work is None:
+        if _is_finished(out, job):
+            shutil.rmtree(out / _WORK, ignore_errors=True)
             return _read_report(out)
-        with held(out):
-            trained = given or _train_tokenizer(stream(), work, vocab_size, sample_bytes, tell)
-            trained.save(work / TOKENIZER_FILE)
-            read = stream()
-            n_chunks = encode(
-                read,
-                work,
-                trained,
-                chunk_bytes=chunk_bytes,
-                workers=workers or _cores(),
-                progress=tell,
-            )
-            counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
-            made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
-            _write_report(out, job, made)
-            shutil.rmtree(work)
+        with held(out), _forgotten_if_nothing_was_encoded(out):
+            return make(_open_work(out, job))
     except OSError as error:
         raise BackgptError(
             f"cannot write to {out}: {error.strerror or error}; "
             "free space or permit it, then run again to go on"
         ) from None
-    except BackgptError:
-        _forget_if_nothing_was_encoded(out)
-        raise
-    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,21 +205,28 @@ def _fetch(
 # --- the work folder
 
 
-def _open_work(out: Path, job: dict[str, Any]) -> Path | None:
-    """Return the work folder for `job` in `out`, or None if that job is already finished."""
-    work = out / _WORK
+def _is_finished(out: Path, job: dict[str, Any]) -> bool:
+    """Return whether the dataset at `out` is all there and made by `job`.
+
+    Raises ConfigError if there is something else, CorruptFileError for what was cut off.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: choose another --out")
     finished = _read_json(out / DATASET_FILE)
-    if finished is not None:
-        _refuse_other_job(out, finished.get("job"), job)
-        if all((out / name).exists() for name in _made_files(finished, out)):
-            open_dataset(out)  # raises CorruptFileError for what was cut off
-            shutil.rmtree(work, ignore_errors=True)
-            return None
-    elif not work.exists() and out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty and not a dataset: choose another --out")
+    if finished is None:
+        if out.exists() and any(out.iterdir()) and not (out / _WORK).exists():
+            raise ConfigError(f"{out} is not empty and not a dataset: choose another --out")
+        return False
+    _refuse_other_job(out, finished.get("job"), job)
+    if not all((out / name).exists() for name in _made_files(finished, out)):
+        return False
+    open_dataset(out)
+    return True
 
+
+def _open_work(out: Path, job: dict[str, Any]) -> Path:
+    """Return the work folder for `job` in `out`."""
+    work = out / _WORK
     begun = _read_json(work / _JOB_FILE)
     if begun != job:
         if any(work.glob("part-*.bin")):
@@ -228,13 +237,18 @@ def _open_work(out: Path, job: dict[str, Any]) -> Path | None:
     return work
 
 
-def _forget_if_nothing_was_encoded(out: Path) -> None:
-    """Leave no trace of a job that failed before it made anything worth going on from."""
-    work = out / _WORK
-    if not any(work.glob("part-*.bin")):
-        shutil.rmtree(work, ignore_errors=True)
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
+@contextmanager
+def _forgotten_if_nothing_was_encoded(out: Path) -> Iterator[None]:
+    """Leave no trace of a job that fails before it made anything worth going on from."""
+    try:
+        yield
+    except BackgptError:
+        work = out / _WORK
+        if not any(work.glob("part-*.bin")):
+            shutil.rmtree(work, ignore_errors=True)
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
+        raise
 
 
 def _made_files(about: dict[str, Any], out: Path) -> Iterator[str]:
@@ -253,7 +267,7 @@ def _refuse_other_job(out: Path, old: Any, new: dict[str, Any]) -> None:
     if old == new:
         return
     old = old if isinstance(old, dict) else {}
-    key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+    key = next(key for key in (*new, *old) if old.get(key, _NOT_SAID) != new.get(key, _NOT_SAID))
     what = "sources" if key == "sources" else f"{key} = {old.get(key)!r}, not {new.get(key)!r}"
     raise ConfigError(
         f"{out} was begun with other settings ({what}): remove it or choose another --out"

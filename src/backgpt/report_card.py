@@ -19,6 +19,7 @@ from backgpt.evaluate import (
     share_that_reached_the_edge,
     statistics_of,
     vocabulary_of,
+    with_endings_that_fit,
     write_samples,
 )
 from backgpt.evaluate_twins import (
@@ -103,7 +104,8 @@ def report_card(
             f"{counted} too few beside samples = {extent.samples}, which are compared with as many "
             "of them and those with the others: give more as --data, or fewer --samples"
         )
-    endings = draw_endings(texts, extent.endings, seed=seed)
+    written_toward = with_endings_that_fit(texts, model)
+    endings = draw_endings(written_toward, extent.endings, seed=seed)
     halves = halves_of(model, twin, choose(texts, extent.ranked, seed=seed + 2))
     cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed)
 
@@ -133,7 +135,7 @@ def report_card(
     human = choose(texts, len(samples), seed=seed)
     vocabulary = vocabulary_of(set(texts) - set(human))
     obedience = {
-        told: _obedience(model, texts, extent, seed=seed, told=told, say=say)
+        told: _obedience(model, written_toward, extent, seed=seed, told=told, say=say)
         for told in (True, False)
     }
     say("ranking beginnings")
@@ -169,7 +171,7 @@ def report_card(
         unasked=obedience[False],
         reranked=reranked,
         bridged=bridged,
-        speed=measure_speed(model, texts),
+        speed=measure_speed(model, written_toward),
     )
 
 

@@ -253,22 +253,24 @@ class Run:
         thin(self.config.out, keep_last=self.config.keep_last)
 
     def evaluate(self, done: int) -> None:
-        """Score the whole validation split; write samples and the curve; say which is best."""
+        """Score the whole validation split; write samples and the curve; say which is best.
+
+        The record comes after all that a resumed run would not make up for.
+        """
         if not self.ranks.first:
             return
         run = self.config.out
         engine = TorchEngine(self.model, device=self.device)
         saved = run / CHECKPOINTS / f"step-{done}"
-        if not self.data.valid:
+        record = self._validate(engine) if self.data.valid else {}
+        loss = record.get("valid_loss", -math.inf)  # without a split the newest is the best
+        if not (loss < math.inf):
+            raise self._diverged(f"the validation loss after step {done:,}")
+        if loss <= min(self._valid_losses().values(), default=math.inf):
             point(run, BEST, saved)
-        else:
-            record = self._validate(engine)
-            if not math.isfinite(record["valid_loss"]):
-                raise self._diverged(f"the validation loss after step {done:,}")
-            self._write([{"step": done, **record}])
-            if record["valid_loss"] <= min(self._valid_losses().values()):
-                point(run, BEST, saved)
         run_folder.add_samples(run, done, self._samples(engine, done))
+        if record:
+            self._write([{"step": done, **record}])
         try:
             run_folder.plot(run, title=f"{run.name}, {self.config.direction}")
         except OSError as error:  # no reason to end a run
@@ -362,20 +364,17 @@ class Run:
         return {**figures, "share_of_peak": round(share / self.ranks.world_size, 4)}
 
     def _samples(self, engine: TorchEngine, done: int) -> Iterator[str]:
-        for prompt in self.data.prompts:
+        for number, prompt in enumerate(self.data.prompts):
             if len(prompt.ids) <= engine.block_size:
-                sampling = Sampling()
-                yield from (
-                    sample.text
-                    for sample in collect(
-                        engine,
-                        self.data.languages[0],
-                        prompt,
-                        sampling=sampling,
-                        max_new_tokens=SAMPLE_TOKENS,
-                        seed=done,
-                    )
+                [sample] = collect(
+                    engine,
+                    self.data.languages[0],
+                    prompt,
+                    sampling=Sampling(),
+                    max_new_tokens=SAMPLE_TOKENS,
+                    seed=done + number,
                 )
+                yield sample.text
 
     def _write(self, records: list[dict[str, Any]]) -> None:
         if not self.ranks.first:

@@ -32,6 +32,8 @@ CHANGEABLE = frozenset(
 
 Record = Mapping[str, Any]
 
+_SECTION = "\n## Step "  # begins what samples.md has of a step
+
 
 def check_same_run(config: TrainConfig) -> None:
     """Check that the run folder of `config`, if there is one, was started alike.
@@ -92,17 +94,8 @@ def rewind(run: Path, step: int) -> None:
     """Forget what was written after `step`, from which the run is resumed."""
     kept = [record for record in read_metrics(run) if record["step"] <= step]
     write_whole(run / METRICS, "".join(_line(record) for record in kept).encode())
-    samples = run / SAMPLES
-    if samples.is_file():
-        text = samples.read_text(encoding="utf-8", errors="replace")
-        head, *sections = text.split("\n## Step ")
-        steps = [section.split("\n", 1)[0].replace(",", "") for section in sections]
-        written = [
-            section
-            for section, written_at in zip(sections, steps, strict=True)
-            if written_at.isdecimal() and int(written_at) <= step
-        ]
-        write_whole(samples, "\n## Step ".join([head, *written]).encode())
+    if (run / SAMPLES).is_file():
+        write_whole(run / SAMPLES, _samples_until(run, step).encode())
 
 
 def add_metrics(run: Path, records: Iterable[Record]) -> None:
@@ -112,11 +105,26 @@ def add_metrics(run: Path, records: Iterable[Record]) -> None:
 
 
 def add_samples(run: Path, step: int, texts: Iterable[str]) -> None:
-    """Append texts written at `step` to `samples.md`."""
-    with (run / SAMPLES).open("a", encoding="utf-8") as file:
-        file.write(f"\n## Step {step:,}\n")
-        for text in texts:
-            file.write("\n" + "".join(f"> {line}\n" for line in text.split("\n")))
+    """Write texts drawn at `step` into `samples.md`, over what it may have of that step already."""
+    quoted = ("\n" + "".join(f"> {line}\n" for line in text.split("\n")) for text in texts)
+    section = "".join((f"{_SECTION}{step:,}\n", *quoted))
+    write_whole(run / SAMPLES, (_samples_until(run, step - 1) + section).encode())
+
+
+def _samples_until(run: Path, step: int) -> str:
+    """Return what `samples.md` has of the steps up to `step`, nothing if there is no such file."""
+    try:
+        text = (run / SAMPLES).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    head, *sections = text.split(_SECTION)
+    steps = [section.split("\n", 1)[0].replace(",", "") for section in sections]
+    kept = [
+        section
+        for section, drawn_at in zip(sections, steps, strict=True)
+        if drawn_at.isdecimal() and int(drawn_at) <= step
+    ]
+    return _SECTION.join([head, *kept])
 
 
 def plot(run: Path, *, title: str) -> None:

@@ -50,6 +50,9 @@ class Talk:
     said: tuple[Said, ...]
 
 
+LEFT_OUT = "there was no room for the whole message before: it is left out"
+CUT_OFF = "there was no room for the whole message: its {} is missing"
+
 Talks = tuple[Talk, ...]
 _Writing = Generator[Piece, None, tuple[ModelIds, float]]
 
@@ -278,7 +281,7 @@ class Session:
             seed=seed,
         )
         if done.finish_reason == "length":
-            self.notice("there was no room for the whole message before: it is left out")
+            self.notice(LEFT_OUT)
         return done.ids, done.logprob
 
     def _message(self, prompt: Prompt, role: Role, seed: int) -> Generator[Piece, None, Text]:
@@ -296,7 +299,7 @@ class Session:
             turn=0,
         )
         if text.finish_reason == "length":
-            self.notice("there was no room for the whole message: its beginning is missing")
+            self.notice(CUT_OFF.format("beginning"))
         return text
 
     def _readable(self, ids: ModelIds, *, already: int) -> ModelIds:

@@ -164,7 +164,10 @@ def _say_once(session: "Session") -> None:
 def _write_candidates(
     model: "Model", mode: str, settings: dict[str, Any], *, as_json: bool
 ) -> None:
-    """Write candidates for the message that standard input holds, and print only them."""
+    """Write candidates for the message that standard input holds, and print only them.
+
+    That one was cut off, which its JSON says, goes to standard error.
+    """
     ways: dict[str, Callable[..., Sequence[Text] | Sequence[Transcript]]] = {
         "ask": model.ask,
         "reply": model.reply,
@@ -174,6 +177,12 @@ def _write_candidates(
     found = ways[mode](message, **settings)
     if not as_json:
         print(SEPARATOR.join(_shown(one) for one in found))
+        if any(one.finish_reason == "length" for one in found):
+            from backgpt.session import CUT_OFF, LEFT_OUT
+
+            edge = "beginning" if model.direction == "backward" else "end"
+            notice = LEFT_OUT if mode == "rewind" else CUT_OFF.format(edge)
+            print(f"backgpt: {notice}", file=sys.stderr)
         return
     context = settings.get("context", "")
     record = {"mode": mode, "message": message, "context": context, "seed": found[0].seed}

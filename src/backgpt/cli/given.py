@@ -42,15 +42,16 @@ def open_model(
 def standard_input() -> str:
     """Return all of standard input, without the line break a shell puts at its end.
 
-    Raises DataError if it is empty or not UTF-8.
+    A byte order mark is dropped and line ends become `\n`, as in files. Raises DataError if it is
+    empty or not UTF-8.
     """
     try:
-        text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 at byte {error.start}: convert it") from None
     if not text.strip():
         raise DataError("standard input is empty: give a text")
-    return text
+    return text.removesuffix("\n")
 
 
 def sampling_from(**given: float | int | None) -> "Sampling":

@@ -129,8 +129,9 @@ def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":
 
     from_file = read_toml(file) if file else {}
     values = overridden(from_file, given)
-    resumed = Path(values.get("out", TrainConfig.model_fields["out"].default)) / SETTINGS
-    if resumed.is_file():
+    out = values.get("out", TrainConfig.model_fields["out"].default)
+    resumed = Path(out) / SETTINGS if isinstance(out, str | Path) else None
+    if resumed is not None and resumed.is_file():
         values = overridden(read_toml(resumed), values)
     if not from_file and not LENGTHS & values.keys():
         raise UsageError("say how long: --epochs 2.5 or --max-steps 1000")

@@ -124,10 +124,11 @@ def _too_long(origin: str) -> DataError:
 def _read_text(path: Path, *, separator: str | None, tally: Tally) -> Iterator[Document]:
     if separator == "":
         raise ConfigError("separator = '': give the text that stands between documents")
+    between = (separator or END_OF_TEXT).replace("\r\n", "\n")
     number, pending = 1, ""
     for block in _text_blocks(path, tally):
         pending = (pending + block).replace("\r\n", "\n")
-        *complete, pending = pending.split(separator or END_OF_TEXT)
+        *complete, pending = pending.split(between)
         for text in complete:
             yield from document(text, f"{path}#{number}", tally)
             number += 1
