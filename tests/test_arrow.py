@@ -29,6 +29,7 @@ TINY: dict[str, Any] = dict(
     max_steps=12,
     batch_size=8,
     compile="off",
+    precision="fp32",
     sample_endings=[],
 )
 
