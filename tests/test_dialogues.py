@@ -63,6 +63,15 @@ def test_loss_falls_on_what_is_written_and_on_all_of_it(tokenizer: Tokenizer) ->
     assert rows.n_bytes == sum(len(question) + 2 * len(answer) for question, answer in PAIRS)
 
 
+def test_rows_in_another_order_have_another_digest(tokenizer: Tokenizer) -> None:
+    languages = Language.all_of(tokenizer, "both", "token")
+    talks = [conversation(*pair) for pair in PAIRS]
+    one, same, other = (
+        Dialogues(given, languages, block_size=256).sha256 for given in (talks, talks, talks[::-1])
+    )
+    assert one == same != other
+
+
 def test_rows_that_do_not_fit_are_counted(tokenizer: Tokenizer) -> None:
     rows = dialogues(tokenizer, block_size=40)
     assert rows.shortened > 0

@@ -310,15 +310,14 @@ def test_other_settings_are_refused_and_nothing_is_touched(
     assert (finished / "config.toml").read_text() == before
 
 
+@pytest.mark.parametrize("which", [slice(50), slice(None, None, -1)], ids=["fewer", "reversed"])
 def test_other_data_is_refused(
-    finished: Path, dataset_path: Path, tmp_path: Path, texts: list[str]
+    finished: Path, dataset_path: Path, tmp_path: Path, texts: list[str], which: slice
 ) -> None:
-    from backgpt.prepare import prepare
-
     source = tmp_path / "other.txt"
-    source.write_text("<|endoftext|>".join(texts[:50]))
-    tokenizer = dataset_path / "tokenizer.json"
-    prepare([str(source)], tmp_path / "other", tokenizer=tokenizer, workers=1)
+    source.write_text("<|endoftext|>".join(texts[which]), encoding="utf-8")
+    options = {"tokenizer": dataset_path / "tokenizer.json", "valid_fraction": 0.1, "workers": 1}
+    prepare([str(source)], tmp_path / "other", **options)
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match="other data"):
         train(settings(tmp_path / "other", finished), report=Notes())

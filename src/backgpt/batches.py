@@ -16,6 +16,7 @@ Micro-batches of an epoch follow from (seed, epoch) alone; an optimizer step is 
 `grad_accum_steps` of them, dealt to the ranks in turn.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ class Rows(Protocol):
         """(R,) int64: ids that each row reads, hints aside."""
         ...
 
+    @property
+    def sha256(self) -> str:
+        """A digest that other data does not have."""
+        ...
+
     def sequence(self, index: int) -> ModelIds:
         """Return row `index` in model order, (T,): what is given, then its targets."""
         ...
@@ -149,6 +155,11 @@ class Windows:
     def n_targets(self) -> int:
         """Targets in all windows: ids of all documents, and one marker each."""
         return int(self.lengths.sum())
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the shards, in their order."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()
 
     def sequence(self, index: int) -> ModelIds:
         """Return window `index` in model order, (T,): what comes first, a context id, targets."""

@@ -4,6 +4,7 @@ Stands in for `batches.Windows`. A row is one exchange of the chat template: wha
 what is written is scored. All rows are in memory: conversations to tune on are few.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -68,6 +69,15 @@ class Dialogues:
     def n_bytes(self) -> int:
         """UTF-8 bytes of the messages that are written, in all rows."""
         return sum(row.n_bytes for row in self._rows)
+
+    @property
+    def sha256(self) -> str:
+        """A digest of all rows, in their order."""
+        digest = hashlib.sha256()
+        for row in self._rows:
+            for ids in (row.given, row.written):
+                digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def summary(self) -> str:

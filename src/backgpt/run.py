@@ -104,6 +104,7 @@ class Run:
         )
         self.max_steps = config.max_steps or self.batches.steps_in(config.epochs or 1)
 
+        self._data = {"n_targets": self.rows.n_targets, "data_sha256": self.rows.sha256}
         self.device = choose_device(config.device, ranks)
         self.autocast = autocast(config.precision, self.device)
         generator = torch.Generator().manual_seed(config.seed)
@@ -135,7 +136,7 @@ class Run:
                 self.config.out,
                 max_steps=self.max_steps,
                 tokenizer=self.tokenizer,
-                n_targets=self.rows.n_targets,
+                data=self._data,
             )
             self.model.load_arrays(checkpoint.model.weights)
             self.optimizer.load_state_tensors(_tensors(checkpoint.optimizer))
@@ -247,7 +248,7 @@ class Run:
             hints=self.config.hints > 0,
             chat=bool(self.config.chat),
         )
-        state = {"tokens": self.tokens, "n_targets": self.rows.n_targets}
+        state = {"tokens": self.tokens, **self._data}
         optimizer = _arrays(self.optimizer.state_tensors())
         save_checkpoint(self.config.out, Checkpoint(model, done, optimizer, state))
         thin(self.config.out, keep_last=self.config.keep_last)

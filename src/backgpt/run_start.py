@@ -1,8 +1,9 @@
 """What a run begins with: its own last checkpoint, the model that is tuned, or neither."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from backgpt.builtin import find
 from backgpt.checkpoint import Checkpoint, checkpoints, read_checkpoint, set_aside
@@ -61,16 +62,24 @@ def newest_checkpoint(
 
 
 def check_goes_on(
-    checkpoint: Checkpoint, run: Path, *, max_steps: int, tokenizer: Tokenizer, n_targets: int
+    checkpoint: Checkpoint,
+    run: Path,
+    *,
+    max_steps: int,
+    tokenizer: Tokenizer,
+    data: Mapping[str, Any],
 ) -> None:
-    """Raise ConfigError if a run cannot go on from its checkpoint as it is asked to."""
+    """Raise ConfigError if a run cannot go on from its checkpoint as it is asked to.
+
+    `data` tells the data from other data; its checkpoint may be older than some of that.
+    """
     if checkpoint.step > max_steps:
         raise ConfigError(
             f"{run} is at step {checkpoint.step:,}, beyond max_steps = {max_steps:,}: "
             "give more steps to go on, or another --out"
         )
-    known = checkpoint.model.tokenizer.sha256, checkpoint.state["n_targets"]
-    if known != (tokenizer.sha256, n_targets):
+    before = {key: checkpoint.state.get(key, value) for key, value in data.items()}
+    if checkpoint.model.tokenizer.sha256 != tokenizer.sha256 or before != data:
         raise ConfigError(
             f"{run} was started on other data than it is given now: "
             "give that data to go on, or another --out to start anew"

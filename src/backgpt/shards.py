@@ -168,6 +168,8 @@ class Shard:
     """An open shard; the arrays are read-only views into the memory-mapped file."""
 
     path: Path
+    sha256: str
+    """The checksum in its header, which is of all that is in it."""
     tokenizer_sha256: str
     text_bytes: int
     """UTF-8 bytes of the text of all documents."""
@@ -243,6 +245,7 @@ def open_shard(path: Path, *, verify: bool = True) -> Shard:
     bytes_start = HEADER.size + 8 * (n_documents + 1)
     shard = Shard(
         path=path,
+        sha256=checksum.hex(),
         tokenizer_sha256=tokenizer.hex(),
         text_bytes=text_bytes,
         offsets=raw[HEADER.size : bytes_start].view("<u8"),
