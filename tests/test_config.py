@@ -71,6 +71,8 @@ def test_what_no_computer_holds_is_refused() -> None:
     for field in ("seed", "batch_size"):
         with pytest.raises(ConfigError, match=f"{field} = {10**24}"):
             build(TrainConfig, {"data": "d", "max_steps": 1, field: 10**24}, origin="test")
+    with pytest.raises(ConfigError, match=r"epochs = 10{12}\.0: .* 10000"):
+        build(TrainConfig, {"data": "d", "epochs": 1e12}, origin="test")
 
 
 def test_shapes_that_cannot_be_are_refused() -> None:

@@ -60,7 +60,7 @@ class TrainConfig(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     max_steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=10_000)
     batch_size: int = Field(default=32, ge=1, le=2**24)
     grad_accum_steps: int = Field(default=1, ge=1, le=2**24)
 
