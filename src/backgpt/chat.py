@@ -146,8 +146,10 @@ class Template:
         if asks and self.language.direction == "backward":
             answer = self.language.order.to_model(self.turns(messages[1:2]))
             end = ModelIds(np.array([self._end_id]))
-            n_bytes = bytes_of(messages[1:2])
-            yield self._fitted(end, answer, n_bytes, most, context, messages[0].text)
+            n_bytes, question = bytes_of(messages[1:2]), messages[0].text
+            yield self._fitted(
+                end, answer, n_bytes=n_bytes, most=most, context=context, question=question
+            )
 
     def _pieces(self, messages: Sequence[Message], most: int) -> Iterator[range]:
         """Yield ranges of neighboring messages, two or more, of at most `most` ids if possible."""
@@ -176,16 +178,17 @@ class Template:
             n_given = len(start) + len(self.turns(messages[piece.start : piece.start + 1])) + 1
             written = messages[piece.start + 1 : piece.stop]
         given, rest = ModelIds(whole[:n_given]), ModelIds(whole[n_given:])
-        return self._fitted(given, rest, bytes_of(written), most, context, None)
+        return self._fitted(given, rest, n_bytes=bytes_of(written), most=most, context=context)
 
     def _fitted(
         self,
         given: ModelIds,
         written: ModelIds,
+        *,
         n_bytes: int,
         most: int,
         context: str,
-        question: str | None,
+        question: str | None = None,
     ) -> Exchange | None:
         """Return a row of at most `most` ids, or None.
 
