@@ -142,8 +142,7 @@ class Template:
                 row = self._exchange(whole, piece, "", most)
                 if row is not None and not row.shortened:  # or the question would be gone
                     yield row
-        asks = [message.role for message in messages[:2]] == ["user", "assistant"]
-        if asks and self.language.direction == "backward":
+        if conversation.begins_with_a_question and self.language.direction == "backward":
             answer = self.language.order.to_model(self.turns(messages[1:2]))
             end = ModelIds(np.array([self._end_id]))
             n_bytes, question = bytes_of(messages[1:2]), messages[0].text

@@ -63,7 +63,7 @@ def pairs_of(conversations: Sequence[Conversation]) -> list[Pair]:
     return [
         Pair(one.messages[0].text, one.messages[1].text)
         for one in conversations
-        if [message.role for message in one.messages] == ["user", "assistant"] and not one.context
+        if one.begins_with_a_question and len(one.messages) == 2 and not one.context
     ]
 
 
@@ -108,7 +108,7 @@ def measure_loss_of_mode(
     `ask` writes the first question, `reply` the first answer, of conversations that begin with
     these; `rewind` all messages but the last and `<|start|>`. A context is given as a hint.
     """
-    meant = [one for one in conversations if mode == "rewind" or _begins_with_a_question(one)]
+    meant = [one for one in conversations if mode == "rewind" or one.begins_with_a_question]
     rows = _fitting(model, (_row_of(model, mode, one) for one in meant))
     return _loss(model, mode, rows, of=len(conversations))
 
@@ -135,10 +135,6 @@ class _Scored(NamedTuple):
 
     row: Row
     n_bytes: int
-
-
-def _begins_with_a_question(conversation: Conversation) -> bool:
-    return [message.role for message in conversation.messages[:2]] == ["user", "assistant"]
 
 
 def _row_of(model: Model, mode: Mode, conversation: Conversation) -> _Scored:

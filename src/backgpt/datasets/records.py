@@ -21,6 +21,11 @@ class Conversation:
     context: str
     origin: str
 
+    @property
+    def begins_with_a_question(self) -> bool:
+        """Whether a user speaks first and an assistant answers."""
+        return [message.role for message in self.messages[:2]] == ["user", "assistant"]
+
     def as_text(self) -> str:
         """Return the conversation as a plain text, the context after the first message."""
         first, *others = (message.text for message in self.messages)
