@@ -247,7 +247,8 @@ def test_a_limit_stops_and_a_higher_one_goes_on(
     model = model_of(tokenizer)
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     label(given, whole, model, settings)
-    assert label(given, parts, model, settings, limit=6).n_texts == 6
+    for limit in (1, 2, 4, 6):  # in the middle of a batch of three, twice in the first
+        assert label(given, parts, model, settings, limit=limit).n_texts == limit
     assert label(given, parts, model, settings, limit=2).n_texts == 6
     assert label(given, parts, model, settings, limit=100).n_texts == 10
     assert parts.read_bytes() == whole.read_bytes()

@@ -10,6 +10,7 @@ beside it what is done, so that an interrupted job goes on where it was.
 import hashlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,38 +107,45 @@ def label(
 ) -> LabelState:
     """Label `texts` and append to `out`; go on if it was begun before, up to `limit` texts in all.
 
-    `report` is called after each batch. Raises UsageError for models that do not run the way they
-    must, a changed setting, or an `out` of other origin or that another process is writing to;
-    DataError if there is no text; CorruptFileError if `out` was altered.
+    A batch that `limit` cuts off has its questions asked in full, so that going on from there
+    makes what an unbroken job makes. `report` is called after each batch. Raises UsageError for
+    models that do not run the way they must, a changed setting, or an `out` of other origin or
+    that another process is writing to; DataError if there is no text; CorruptFileError if `out`
+    was altered.
     """
     judge = _judge(model, twin, settings)
     _check_place(out)
     state = _state_of(out, settings)
-    rest = _rest(texts, state)
-    if limit is not None:
-        rest = islice(rest, max(limit - state.n_texts, 0))
+    done, rest = _rest(texts, state)
+    size, most = settings.batch_size, sys.maxsize if limit is None else limit
     with _opened(out) as file:
         hold(file.fileno(), out)
         if _state_of(out, settings) != state:
             raise UsageError(f"another process wrote to {out} just now: run it again to go on")
         _begin(file, out, state)
-        while batch := list(islice(rest, settings.batch_size)):
-            found = _label_batch(model, judge, batch, settings, first=state.n_texts)
+        while state.n_texts < most:
+            batch = [*done, *islice(rest, size - len(done))]
+            first = state.n_texts - len(done)
+            to_do = range(len(done), min(len(batch), most - first))
+            if not to_do:
+                break
+            found = _label_batch(model, judge, batch, settings, first=first, to_do=to_do)
             lines = [_line(pair) for pair in found if isinstance(pair, Pair)]
             file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
             state = state.model_copy(
                 update={
-                    "n_texts": state.n_texts + len(batch),
+                    "n_texts": state.n_texts + len(found),
                     "n_kept": state.n_kept + len(lines),
                     "n_below": state.n_below + found.count("below"),
                     "n_unasked": state.n_unasked + found.count("unasked"),
                     "n_too_long": state.n_too_long + found.count("too_long"),
                     "n_bytes": file.tell(),
-                    "last_text": _sha256(batch[-1].text),
+                    "last_text": _sha256(batch[to_do[-1]].text),
                 }
             )
+            done = []
             _write_state(out, state)
             report(state)
     return state
@@ -184,12 +192,13 @@ def _label_batch(
     settings: LabelSettings,
     *,
     first: int,
+    to_do: Sequence[int],
 ) -> list[Pair | Outcome]:
-    """Return what becomes of each text of a batch, whose first is text number `first`."""
+    """Return what becomes of the texts `to_do` of a batch, whose first is text number `first`."""
     asked = _ask(model, batch, settings, first=first)
     cases = [
-        _case(document, texts, [*asked[number + 1 :], *asked[:number]], judge)
-        for number, (document, texts) in enumerate(zip(batch, asked, strict=True))
+        _case(batch[number], asked[number], [*asked[number + 1 :], *asked[:number]], judge)
+        for number in to_do
     ]
     rows = [row for case in cases if isinstance(case, _Case) for row in case.rows]
     scores = iter(judge.scores(rows) if judge else ())
@@ -352,24 +361,28 @@ def _write_state(out: Path, state: LabelState) -> None:
         raise cannot_write(out.with_name(out.name + STATE_SUFFIX), error) from None
 
 
-def _rest(texts: Iterable[Document], state: LabelState) -> Iterator[Document]:
-    """Return the texts that are still to do, the first of a new job already read.
+def _rest(
+    texts: Iterable[Document], state: LabelState
+) -> tuple[list[Document], Iterator[Document]]:
+    """Return the texts that are done of a batch that was cut off, and those still to do.
 
-    Raises UsageError if those that are done changed, DataError if there is none at all.
+    The first text of a new job is already read. Raises UsageError if those that are done changed,
+    DataError if there is none at all.
     """
     rest = iter(texts)
     if not state.n_texts:
         first = next(rest, None)
         if first is None:
             raise DataError(f"{state.settings.source} is empty: there is no text in it")
-        return chain([first], rest)
-    last = deque(islice(rest, state.n_texts), maxlen=1)
-    if [_sha256(text.text) for text in last] != [state.last_text]:
+        return [], chain([first], rest)
+    n_done = state.n_texts % state.settings.batch_size
+    last = deque(islice(rest, state.n_texts), maxlen=max(n_done, 1))
+    if len(last) < max(n_done, 1) or _sha256(last[-1].text) != state.last_text:
         raise UsageError(
             f"the first {state.n_texts:,} texts are no longer those that were labeled: "
             "start anew with another --out"
         )
-    return rest
+    return list(last)[:n_done], rest
 
 
 def _sha256(text: str) -> str:
