@@ -118,7 +118,7 @@ def test_a_model_without_hints_or_another_direction_says_so(
     run = trained(dataset_path, tmp_path / "run", max_steps=1)
     model = backgpt.load(run)
     with pytest.raises(UsageError, match="trained without hints"):
-        model.write(ending="The end.", words=["dog"])
+        model.write(ending="The end.", length="short")
     with pytest.raises(UsageError, match="starts from an ending, not an opening"):
         model.write(ending="The end.", opening="One day")
     with pytest.raises(UsageError, match="only runs backward"):

@@ -233,6 +233,13 @@ def test_typed_control_tokens_stay_text(byte_level: Tokenizer, pieces: Path) -> 
     assert byte_level.token_bytes[byte_level.vocab_size - 1] == b"<think>"
 
 
+def test_a_word_stands_behind_a_space(byte_level: Tokenizer, from_pieces: Tokenizer) -> None:
+    for tokenizer in (byte_level, from_pieces):
+        for direction, unit in (("forward", "token"), ("backward", "word"), ("backward", "text")):
+            ids = Language(tokenizer, direction, unit).word_ids("zebra")  # type: ignore[arg-type]
+            assert b"".join(tokenizer.token_bytes[int(id_)] for id_ in ids) == b" zebra"
+
+
 def joined(tokenizer: Tokenizer, ids: ReadingIds) -> tuple[str, str]:
     """Return a text that is written leftward, and as it is written rightward."""
     data = [tokenizer.token_bytes[int(id_)] for id_ in ids]

@@ -466,6 +466,18 @@ def test_a_model_without_hints_is_not_given_any(
     assert "backgpt" not in server.bodies("/v1/completions")[0]
 
 
+def test_a_model_without_hints_still_gets_words(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/models"] = [models(hints=False)]
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    page.click("#more summary")
+    page.fill("#settings [name=words]", "cake, rain")
+    write(page, " The end.")
+    assert server.bodies("/v1/completions")[0]["backgpt"] == {"words": ["cake", "rain"]}
+
+
 def test_the_opening_of_a_bridge_stands_in_front(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

@@ -38,9 +38,16 @@ def take(wanted: WantedWords, language: Language, text: str) -> None:
         wanted.take(int(id_))
 
 
-@pytest.mark.parametrize(("direction", "unit"), WAYS)
-def test_wanted_words_come_true(tokenizer: Tokenizer, direction: Direction, unit: Unit) -> None:
-    model = tiny_model(tokenizer, direction=direction, unit=unit, told=False, bias=-50.0)
+@pytest.mark.parametrize(
+    ("direction", "unit", "hints"),
+    [*((*way, hints) for way in WAYS for hints in (True, False)), ("backward", "text", False)],
+)
+def test_wanted_words_come_true(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit, *, hints: bool
+) -> None:
+    model = tiny_model(
+        tokenizer, direction=direction, unit=unit, told=False, hints=hints, bias=-50.0
+    )
     backward = direction == "backward"
     ending, opening = ("The cat.", None) if backward else (None, "The cat.")
     words = ("dog", "rain")
@@ -134,10 +141,17 @@ def test_a_part_of_a_longer_word_is_not_the_word(
         assert pushed(wanted, tokenizer)
 
 
-def test_what_the_given_text_has_is_not_wanted(tokenizer: Tokenizer) -> None:
-    language = Language(tokenizer, "backward", "token")
-    hints = Hints(words=("Cat the", "dog"))
-    assert language.prompt("The cat.", at_edge=True, hints=hints).words == ("dog",)
+@pytest.mark.parametrize("hints", [True, False])
+def test_what_the_given_text_has_is_not_wanted(tokenizer: Tokenizer, *, hints: bool) -> None:
+    model = tiny_model(tokenizer, hints=hints)
+    assert model.prompt("The cat.", words=["Cat the", "dog"]).words == ("dog",)
+
+
+def test_a_model_without_hints_is_not_told(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer, hints=False)
+    plain, wanting = model.prompt("The cat."), model.prompt("The cat.", words=["dog"])
+    assert plain.ids.tolist() == wanting.ids.tolist()
+    assert (plain.words, wanting.words) == ((), ("dog",))
 
 
 def test_every_sample_has_to_get_them_itself(tokenizer: Tokenizer) -> None:

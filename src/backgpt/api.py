@@ -21,7 +21,7 @@ from backgpt.engine import Dtype, Engine
 from backgpt.engines import EngineName, open_engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, collect, in_model_order, pieces
-from backgpt.hints import Hints, Length
+from backgpt.hints import NO_HINTS, Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
 from backgpt.model_folder import read_model
@@ -84,9 +84,9 @@ class Model:
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
-        A model that takes hints is told `words` that should occur, which are made likelier as well
-        until they do (see `wanted`, the module), a `length` ("short", "medium" or "long") and,
-        running backward, the `opening` that the text should begin with. These are wishes:
+        The `words` that should occur are made likelier until they do (see `wanted`, the module). A
+        model that takes hints is told them as well, and a `length` ("short", "medium" or "long")
+        and, running backward, the `opening` that the text should begin with. These are wishes:
         `Hints.obeyed_by` tells.
         With `continues` some text follows the ending (or precedes the opening): it does not stand
         at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
@@ -455,13 +455,15 @@ class Model:
                 f"this is a {self.direction} model: it starts from an {wanted}, not an {unwanted}"
             )
         hints = Hints(opening=opening if backward else None, words=tuple(words), length=length)
-        if hints and not self.takes_hints:
-            raise UsageError("this model was trained without hints: leave out words and length")
+        if length is not None and not self.takes_hints:
+            raise UsageError("this model was trained without hints: leave out length")
         if hints and continues:
             raise UsageError("hints are for whole texts: leave them out, or 'continues'")
         if given is None and not hints:
             raise UsageError(f"this is a {self.direction} model: give it an {wanted}")
-        return self.language.prompt(given or "", at_edge=not continues, hints=hints)
+        told = hints if self.takes_hints else NO_HINTS
+        prompt = self.language.prompt(given or "", at_edge=not continues, hints=told)
+        return replace(prompt, words=hints.missing_words(given or ""))
 
     def bridge_prompt(
         self,

@@ -153,7 +153,9 @@ class Language:
 
     def word_ids(self, word: str) -> ModelIds:
         """Return the ids, (T,), of a word as it stands behind a space, in model order."""
-        return self.order.to_model(self.tokenizer.encode(word))
+        spaced = f" {word}" if self.tokenizer.added_spaces == "none" else word
+        ids = self.tokenizer.encode(spaced)
+        return ModelIds(ids) if self.unit == "text" else self.order.to_model(ids)
 
     def decoder(self, prompt: Prompt) -> LeftwardDecoder | RightwardDecoder:
         """Return what turns the bytes that are written for a prompt into text that joins it."""

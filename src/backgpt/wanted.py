@@ -1,10 +1,11 @@
 """Words that a text should have: until it has them, they are likelier than the model finds them.
 
 Takes the words that are missing and the ids as they are drawn; adds to logits. Small models that
-are told of words (see `hints`) mostly forget them. A bias on the ids that a missing word goes on
-with, wherever it could stand, multiplies odds: it comes true where the model likes it best, and
-what does not fit at all stays unlikely. (Keyword bias as in Pascual et al. 2021, "A Plug-and-Play
-Method for Controlled Text Generation", without likenesses between words.)
+are told of words (see `hints`) mostly forget them, and others were never taught to hear. A bias on
+the ids that a missing word goes on with, wherever it could stand, multiplies odds: it comes true
+where the model likes it best, and what does not fit at all stays unlikely. (Keyword bias as in
+Pascual et al. 2021, "A Plug-and-Play Method for Controlled Text Generation", without likenesses
+between words.)
 """
 
 import numpy as np
@@ -35,7 +36,8 @@ class WantedWords:
         self._starts_group = language.tokenizer.starts_group
         self._leftward = language.leftward
         # Of the text from one white space to the next, as far as it is known.
-        self._group = b"" if language.by_word else self._unfinished(prompt.ids.tolist())
+        whole = language.by_word and language.unit != "text"  # words
+        self._group = b"" if whole else self._unfinished(prompt.ids.tolist())
         self._begun: list[tuple[_Ids, int]] = []  # with how many of its ids are drawn
         self._beginnings = self._may_begin()
 

@@ -110,8 +110,6 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
 
 def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
     ids = asked.prompt
-    if asked.backgpt.words and not model.takes_hints:
-        raise ApiError(400, "this model takes no hints: leave out words", param="backgpt.words")
     check_length(model, *asked.backgpt.words, param="backgpt.words")
     if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids) or asked.suffix:
         raise ApiError(400, "a raw prompt is one list of ids, without suffix", param="prompt")

@@ -104,7 +104,8 @@ export class Settings {
   }
 
   /**
-   * What the text should be like: its opening, if the model can reach it, the rest if it can be told.
+   * What the text should be like: its opening, if the model can reach it, its length, if it can be
+   * told, and words.
    * @returns {{opening?: string, words?: string[], length?: string}}
    */
   get hints() {
@@ -116,7 +117,7 @@ export class Settings {
     const length = this.field("length").value;
     return {
       ...(bridges && opening.trim() && { opening }),
-      ...(hints && words.length && { words }),
+      ...(words.length && { words }),
       ...(hints && length && { length }),
     };
   }
