@@ -154,7 +154,10 @@ def test_a_fresh_machine_goes_on_from_the_weights_that_came_home(
 def test_beside_the_checkout_the_code_is_taken_from_there(
     data: Path, dataset_path: Path, tmp_path: Path
 ) -> None:
-    pack(data, tmp_path / "calls", dataset_path / "tokenizer.json", "--beside-checkout")
+    plan = tmp_path / "plan.toml"  # with room for the built-in weights, which stay where they are
+    plan.write_text(TOY.read_text().replace("call_mib = 64", "call_mib = 640"))
+    flags = ("--beside-checkout", "--plan", str(plan))
+    pack(data, tmp_path / "calls", dataset_path / "tokenizer.json", *flags)
     call, state = tmp_path / "calls" / "call-1", tmp_path / "state"
     assert not (call / "code").exists()
     command(

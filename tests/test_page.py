@@ -476,6 +476,10 @@ def test_a_model_without_hints_still_gets_words(
     page.fill("#settings [name=words]", "cake, rain")
     write(page, " The end.")
     assert server.bodies("/v1/completions")[0]["backgpt"] == {"words": ["cake", "rain"]}
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page.locator(WORDS).first.click()
+    expect(page.locator("#menu")).to_be_visible()
+    assert "backgpt" not in server.bodies("/v1/alternatives")[0]
 
 
 def test_the_opening_of_a_bridge_stands_in_front(

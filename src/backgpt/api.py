@@ -359,9 +359,10 @@ class Model:
     ) -> list[Alternative]:
         """Return the `n` likeliest words that may stand directly before `ending`, likeliest first.
 
-        Raises UsageError for a forward model, or an ending that does not fit.
+        Raises UsageError for a forward model, an ending that does not fit, or hints that the model
+        cannot be told.
         """
-        prompt = self.prompt(ending, words=words, length=length, continues=continues)
+        prompt = self.alternatives_prompt(ending, words=words, length=length, continues=continues)
         return finished(find_alternatives(self.engine, self.language, prompt, _at_least_1(n)))
 
     def score(self, text: str, *, overlap: int = 0) -> Score:
@@ -464,6 +465,22 @@ class Model:
         told = hints if self.takes_hints else NO_HINTS
         prompt = self.language.prompt(given or "", at_edge=not continues, hints=told)
         return replace(prompt, words=hints.missing_words(given or ""))
+
+    def alternatives_prompt(
+        self,
+        ending: str,
+        *,
+        words: Sequence[str] = (),
+        length: Length | None = None,
+        continues: bool = False,
+    ) -> Prompt:
+        """Return the prompt for the words before `ending`, which nothing makes likelier.
+
+        Only a model that takes hints can be told of `words`. Raises as `alternatives`.
+        """
+        if words and not self.takes_hints:
+            raise UsageError("this model was trained without hints: leave out words")
+        return self.prompt(ending, words=words, length=length, continues=continues)
 
     def bridge_prompt(
         self,

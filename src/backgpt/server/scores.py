@@ -54,7 +54,7 @@ async def alternatives(
     hints = asked.backgpt
     check_length(model, asked.suffix, *hints.words, param="suffix")
     prompt = await run_in_threadpool(
-        model.prompt,
+        model.alternatives_prompt,
         asked.suffix,
         words=hints.words,
         length=hints.length,

@@ -76,11 +76,15 @@ export class Settings {
   }
 
   /**
-   * Return a request for the words that may stand directly before the rest of a text.
+   * Return a request for the words that may stand directly before the rest of a text. Only a model
+   * that takes hints can be told which others it should have.
    * @param {string} rest
    */
   wordsBefore(rest) {
-    return { ...this.given(rest).given, n: WORDS_TO_CHOOSE_FROM };
+    const { given, continues } = this.given(rest);
+    const { backgpt, ...untold } = given;
+    const told = continues || this.abilities.hints;
+    return { ...(told ? given : untold), n: WORDS_TO_CHOOSE_FROM };
   }
 
   /**
