@@ -14,7 +14,14 @@ from tokenizers import Tokenizer as HFTokenizer
 from backgpt.errors import CorruptFileError, DataError, UsageError
 from backgpt.foreign_tokenizer import markers_of, with_markers
 from backgpt.language import Language
-from backgpt.order import LeftwardDecoder, ReadingIds, RightwardDecoder, reversed_words
+from backgpt.order import (
+    Direction,
+    LeftwardDecoder,
+    ReadingIds,
+    RightwardDecoder,
+    Unit,
+    reversed_words,
+)
 from backgpt.sentencepiece_model import read_sentencepiece
 from backgpt.tokenizer import Tokenizer
 
@@ -234,9 +241,14 @@ def test_typed_control_tokens_stay_text(byte_level: Tokenizer, pieces: Path) -> 
 
 
 def test_a_word_stands_behind_a_space(byte_level: Tokenizer, from_pieces: Tokenizer) -> None:
+    ways: list[tuple[Direction, Unit]] = [
+        ("forward", "token"),
+        ("backward", "word"),
+        ("backward", "text"),
+    ]
     for tokenizer in (byte_level, from_pieces):
-        for direction, unit in (("forward", "token"), ("backward", "word"), ("backward", "text")):
-            ids = Language(tokenizer, direction, unit).word_ids("zebra")  # type: ignore[arg-type]
+        for direction, unit in ways:
+            ids = Language(tokenizer, direction, unit).word_ids("zebra")
             assert b"".join(tokenizer.token_bytes[int(id_)] for id_ in ids) == b" zebra"
 
 
