@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backgpt.hints import Hints
-from backgpt.language import Language
+from backgpt.language import Language, Prompt
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.running import Job, Running
 from backgpt.sampling import Sampling
@@ -22,8 +22,12 @@ WAYS: list[tuple[Direction, Unit]] = [
 ]
 
 
+def prompt_of(language: Language, text: str, *words: str) -> Prompt:
+    return replace(language.prompt(text, at_edge=True), words=words)
+
+
 def wanted_in(language: Language, text: str, *words: str) -> WantedWords:
-    return WantedWords(language, language.prompt(text, at_edge=True, hints=Hints(words=words)))
+    return WantedWords(language, prompt_of(language, text, *words))
 
 
 def pushed(wanted: WantedWords, tokenizer: Tokenizer) -> dict[int, float]:
@@ -122,7 +126,7 @@ def test_leftward_nothing_may_end_where_a_given_text_begins_inside_a_word(
     tokenizer: Tokenizer,
 ) -> None:
     language = Language(tokenizer, "backward", "token")
-    prompt = language.prompt("so.", at_edge=True, hints=Hints(words=("zebra",)))
+    prompt = prompt_of(language, "so.", "zebra")
     letter = tokenizer.token_bytes.index(b"s")
     inside = replace(prompt, ids=ModelIds(np.append(prompt.ids, letter)))
     assert pushed(WantedWords(language, prompt), tokenizer)

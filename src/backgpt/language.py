@@ -131,7 +131,7 @@ class Language:
         """Return the prompt for a given `text`: an ending, or an opening for a forward model.
 
         With `at_edge` the text stands at the very edge of the document (`<|end|>` after an
-        ending); without, some text follows it.
+        ending); without, some text follows it. The model is told `hints`.
         """
         backward = self.direction == "backward"
         encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
@@ -148,7 +148,6 @@ class Language:
             n_first=len(first),
             joins_on=not text or (backward and text[0] in " \n"),
             stops=Stops(edge, edge),
-            words=hints.missing_words(text),
         )
 
     def word_ids(self, word: str) -> ModelIds:
