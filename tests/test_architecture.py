@@ -148,7 +148,7 @@ def reverses(tree: ast.AST) -> list[int]:
                 lines.append(node.step.lineno)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).split(".")[-1]
-            if name in {"flip", "fliplr", "flipud", "reverse"}:
+            if name in {"flip", "fliplr", "flipud", "reverse", "reversed"}:
                 lines.append(node.lineno)
     return lines
 

@@ -209,7 +209,7 @@ def test_thinning_keeps_the_last_and_the_best(model: ModelFolder, tmp_path: Path
         save_checkpoint(tmp_path, checkpoint(model, step))
     point(tmp_path, BEST, tmp_path / "checkpoints" / "step-2")
     thin(tmp_path, keep_last=2)
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-2", "step-8", "step-10"]
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-10", "step-8", "step-2"]
 
 
 def test_a_damaged_pointer_is_passed_over(model: ModelFolder, tmp_path: Path) -> None:

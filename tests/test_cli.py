@@ -517,7 +517,7 @@ def test_an_unknown_direction_in_the_model_is_refused(run: Path, tmp_path: Path)
     import shutil
 
     folder = tmp_path / "model"
-    shutil.copytree(checkpoints(run)[-1], folder)
+    shutil.copytree(checkpoints(run)[0], folder)
     (folder / "manifest.json").unlink()
     config = (folder / "config.json").read_text().replace('"backward"', '"sideways"')
     (folder / "config.json").write_text(config)
@@ -529,7 +529,7 @@ def test_a_flipped_weight_is_refused(run: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "model"
-    shutil.copytree(checkpoints(run)[-1], folder)
+    shutil.copytree(checkpoints(run)[0], folder)
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-100] ^= 1
     (folder / "model.safetensors").write_bytes(data)
@@ -714,7 +714,7 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     stopped = re.search(r"stopped at step ([\d,]+) and saved it", errors)
     assert stopped
     step = int(stopped[1].replace(",", ""))
-    assert checkpoints(out)[-1].name == f"step-{step}"
+    assert checkpoints(out)[0].name == f"step-{step}"
     done = backgpt_command(*arguments, f"--max-steps={step + 2}")
     assert done.returncode == 0, done.stderr
     assert f"going on from step {step:,}" in done.stderr

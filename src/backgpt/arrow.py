@@ -173,7 +173,7 @@ def _measure(
     """Score the validation texts with the last checkpoint of every twin."""
     documents = [ids for shard in dataset.valid for ids in shard.documents()][: job.limit]
     sizes = [int(size) for shard in dataset.valid for size in shard.document_bytes][: job.limit]
-    folders = {key: checkpoints(config.out)[-1] for key, config in configs.items()}
+    folders = {key: checkpoints(config.out)[0] for key, config in configs.items()}
     models = {key: load(folder) for key, folder in folders.items()}
 
     def scores(model: Model, n: int, context: int | None) -> list[Score]:

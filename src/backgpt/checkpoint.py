@@ -65,13 +65,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, oldest step first, verified or not."""
+    """Return the checkpoint folders of a run, newest step first, verified or not."""
     found = [
         folder
         for folder in (run / CHECKPOINTS).glob("step-*")
         if folder.name.removeprefix("step-").isdigit()
     ]
-    return sorted(found, key=step_of)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(folder: Path) -> int:
@@ -85,7 +85,7 @@ def thin(run: Path, *, keep_last: int) -> None:
     What a killed save left behind is deleted as well.
     """
     best = pointed(run, BEST)
-    for folder in checkpoints(run)[:-keep_last]:
+    for folder in checkpoints(run)[keep_last:]:
         if folder != best:
             shutil.rmtree(folder)
     for unfinished in (run / CHECKPOINTS).glob(f".step-*{TEMPORARY}"):

@@ -248,7 +248,7 @@ def merge(
 
     shutil.copyfile(work / TOKENIZER_FILE, work / "copy.json")
     (work / "copy.json").replace(out / TOKENIZER_FILE)
-    for path in (*merged["valid"], *reversed(merged["train"])):
+    for path in (*merged["valid"], *merged["train"][1:], merged["train"][0]):
         path.replace(out / path.name)
     progress("merge", total, total)
     return counts

@@ -21,7 +21,7 @@ def model_that_is_tuned(config: TrainConfig) -> ModelFolder | None:
     """
     if config.init is None:
         return None
-    for folder in reversed(checkpoints(config.out)):
+    for folder in checkpoints(config.out):
         with suppress(CorruptFileError):
             return read_model(folder, with_weights=False)
     model = read_model(find(config.init), with_weights=False)
@@ -51,7 +51,7 @@ def newest_checkpoint(
     With `sets_aside` those are renamed: if they stayed, they would count as newer than what is
     saved next.
     """
-    for folder in reversed(checkpoints(run)):
+    for folder in checkpoints(run):
         try:
             return read_checkpoint(folder)
         except CorruptFileError as error:

@@ -45,7 +45,7 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], int | None, int | No
     try:
         fields = list(_fields(path.read_bytes()))
         pieces = [_piece(value) for number, value in fields if number == 1]
-        trainer, normalizer = (dict(_fields(_last(fields, number))) for number in (2, 3))
+        trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
     except OSError as error:
         raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
@@ -130,10 +130,6 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
 def _piece(data: Any) -> Piece:
     fields = dict(_fields(data))
     return Piece(fields[1].decode(), fields.get(2, 0.0), fields.get(3, NORMAL))
-
-
-def _last(fields: list[tuple[int, Any]], number: int) -> Any:
-    return next((value for key, value in reversed(fields) if key == number), b"")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
