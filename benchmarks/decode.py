@@ -398,8 +398,9 @@ def mark(name, since): marks[name] = time.time() - since; return time.time()
 from pathlib import Path
 from backgpt.model_folder import read_model
 from backgpt.engine.native_engine import NativeEngine
-from backgpt.generate import Writer, generate
+from backgpt.generate import Writer
 from backgpt.language import Language
+from backgpt.running import Job, Running
 from backgpt.sampling import Sampling
 at = mark("imports", began + marks["start"])
 folder = read_model(Path(sys.argv[2]), dequantize=False)
@@ -410,9 +411,10 @@ language = Language(folder.tokenizer, folder.direction, folder.unit)
 prompt = language.prompt("The end.", at_edge=True)
 writer = Writer(language, prompt)
 count = 0
-ids = generate(engine, language, prompt, sampling=Sampling(), max_new_tokens=200, seed=1)
-for _, id_, _ in ids:
-    writer.push(id_)
+running = Running(engine)
+running.add(Job(language, prompt, sampling=Sampling(), max_new_tokens=200, seed=1))
+for drawn in running.steps():
+    writer.push(drawn.id_)
     count += 1
     if count == 1:
         at = mark("first token", at); marks["until first text"] = at - began

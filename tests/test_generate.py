@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
-from backgpt.generate import Writer, collect, collect_all, generate, in_model_order, pieces
+from backgpt.generate import Writer, collect, collect_all, in_model_order, pieces
 from backgpt.language import Language
 from backgpt.order import Direction, IdArray, ModelIds, ReadingIds, Unit
+from backgpt.running import Job, Running
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
 
@@ -76,6 +78,12 @@ def random_engine(tokenizer: Tokenizer, seed: int = 0) -> TableEngine:
     return TableEngine(logits, tokenizer.vocab_size)
 
 
+def drawn_ids(engine: TableEngine, job: Job) -> list[int]:
+    running = Running(engine)
+    running.add(job)
+    return [drawn.id_ for drawn in running.steps()]
+
+
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_a_backward_model_writes_its_story_in_front_of_the_ending(
     tokenizer: Tokenizer, unit: Unit
@@ -125,12 +133,13 @@ def test_the_ending_is_byte_exact_and_the_stream_joins_to_the_text(
     lang = language(tokenizer, unit=unit)
     prompt = lang.prompt(ending, at_edge=True)
     engine = random_engine(tokenizer, seed)
-    options = {"sampling": Sampling(temperature=1.0, min_p=0), "max_new_tokens": 12, "seed": seed}
-    [text] = collect(engine, lang, prompt, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"max_new_tokens": 12, "seed": seed}
+    options["sampling"] = Sampling(temperature=1.0, min_p=0)
+    [text] = collect(engine, lang, prompt, **options)
     assert text.text.endswith(ending)
 
     writer, grown = Writer(lang, prompt), ending
-    for _, id_, _ in generate(engine, lang, prompt, **options):  # type: ignore[arg-type]
+    for id_ in drawn_ids(engine, Job(lang, prompt, **options)):
         if id_ != tokenizer.start_id:
             grown = writer.push(id_) + grown
     assert writer.finish(text.finish_reason) + grown == text.text
@@ -174,7 +183,7 @@ def test_in_word_unit_the_first_word_cannot_join_the_ending(tokenizer: Tokenizer
         return row
 
     engine = TableEngine(logits, tokenizer.vocab_size)
-    first, *later = [id_ for _, id_, _ in generate(engine, lang, prompt, sampling=GREEDY)]
+    first, *later = drawn_ids(engine, Job(lang, prompt, sampling=GREEDY))
     assert tokenizer.starts_group[first]
     assert set(later) == {joins}
 
@@ -202,7 +211,7 @@ def test_no_control_id_but_the_stop_is_ever_drawn(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     engine = TableEngine(logits, tokenizer.vocab_size)
     prompt = lang.prompt("The end.", at_edge=True)
-    drawn = [id_ for _, id_, _ in generate(engine, lang, prompt, sampling=Sampling(), n=3)]
+    drawn = drawn_ids(engine, Job(lang, prompt, sampling=Sampling(), n=3))
     assert min(drawn) >= 16
 
 
@@ -212,7 +221,7 @@ def test_a_vocabulary_larger_than_the_tokenizer_is_never_drawn_from(tokenizer: T
     engine = TableEngine(lambda read: beyond, size)
     lang = language(tokenizer)
     prompt = lang.prompt("The end.", at_edge=True)
-    drawn = [id_ for _, id_, _ in generate(engine, lang, prompt, sampling=GREEDY)]
+    drawn = drawn_ids(engine, Job(lang, prompt, sampling=GREEDY))
     assert max(drawn) < tokenizer.vocab_size
 
 
@@ -260,7 +269,7 @@ def test_what_goes_in_circles_is_led_out_by_what_it_wrote_not_by_what_it_was_tol
         circle = ModelIds(np.array([*prompt.ids, *[300, 301, 302] * 3]))
         prompt = replace(prompt, ids=circle, n_first=len(circle) if told else 1)
         engine = TableEngine(logits, tokenizer.vocab_size)
-        return [id_ for _, id_, _ in generate(engine, lang, prompt, sampling=sampling)]
+        return drawn_ids(engine, Job(lang, prompt, sampling=sampling))
 
     def n_in_circle(ids: list[int]) -> int:
         found = [300 + place % 3 == id_ for place, id_ in enumerate(ids)]
@@ -276,13 +285,11 @@ def test_what_goes_in_circles_is_led_out_by_what_it_wrote_not_by_what_it_was_tol
 def test_closing_the_generator_stops_the_engine_and_frees_its_rows(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     engine = random_engine(tokenizer)
-    running = generate(
-        engine, lang, lang.prompt("The end.", at_edge=True), n=3, sampling=Sampling()
-    )
+    text = pieces(engine, lang, lang.prompt("The end.", at_edge=True), sampling=Sampling())
     for _ in range(7):
-        next(running)
+        next(text)
     steps = engine.steps
-    running.close()
+    text.close()
     assert engine.steps == steps
     assert not engine.rows
 
@@ -295,7 +302,7 @@ def test_closing_the_generator_stops_the_engine_and_frees_its_rows(tokenizer: To
     ],
 )
 def test_a_request_that_cannot_be_is_refused(
-    tokenizer: Tokenizer, ending: str, options: dict[str, int], words: str
+    tokenizer: Tokenizer, ending: str, options: dict[str, Any], words: str
 ) -> None:
     lang = language(tokenizer)
     engine = random_engine(tokenizer)

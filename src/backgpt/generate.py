@@ -1,11 +1,10 @@
-"""Prefill and decode as a generator, and the text that comes of it.
+"""The ids of a job as pieces of text, and as a text.
 
-Takes an engine, a prompt in model order and a way to sample; yields ids as they are drawn, then
-turns them into pieces of text that grow at the model's edge: leftward for a backward model.
-The same loop serves one sample or many, streaming or not; an engine without torch fits as well.
+`running` draws the ids; here they become pieces of text that grow at the model's edge, leftward for
+a backward model. One sample or many, streaming or not: all go through `Drawing`.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,38 +41,6 @@ class Text:
     ids: ModelIds = field(repr=False)
 
 
-def generate(
-    engine: Engine,
-    language: Language,
-    prompt: Prompt,
-    *,
-    n: int = 1,
-    sampling: Sampling,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-) -> Iterator[tuple[int, int, float]]:
-    """Yield (sample number, id, log-probability in nats) as ids are drawn, all samples in step.
-
-    A sample ends with one of the prompt's stops, or after `max_new_tokens`, or where the context
-    is full; no other control id is ever drawn. Sample number `i` depends on `seed` and `i`, not on
-    how many run beside it. Closing the generator frees the engine's rows at once.
-    Raises UsageError if the prompt is empty or leaves no room in the context.
-    """
-    with closing(Running(engine)) as running:
-        running.add(
-            Job(
-                language,
-                prompt,
-                n=n,
-                sampling=sampling,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-            )
-        )
-        for drawn in running.steps():
-            yield drawn.number, drawn.id_, drawn.logprob
-
-
 def pieces(
     engine: Engine,
     language: Language,
@@ -88,7 +55,8 @@ def pieces(
 
     A backward model's pieces go in front of the text so far, a forward model's behind it: the
     prompt's text and all pieces so joined are the text. Closing the generator stops the
-    computation. Raises as `generate`.
+    computation.
+    Raises UsageError if the prompt is empty or leaves no room in the context.
     """
     job = Job(
         language,
@@ -177,7 +145,11 @@ def collect(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> list[Text]:
-    """Generate `n` samples to their ends and return them. Raises as `generate`."""
+    """Generate `n` samples to their ends and return them.
+
+    Sample number `i` depends on `seed` and `i`, not on how many are written beside it.
+    Raises UsageError if the prompt is empty or leaves no room in the context.
+    """
     [texts] = collect_all(
         engine,
         language,
@@ -202,7 +174,7 @@ def collect_all(
     max_new_tokens: int | None = None,
     stop: Sequence[str] = (),
 ) -> list[list[Text]]:
-    """Do as `collect` for many prompts together, each with its own seed. Raises as `generate`."""
+    """Do as `collect` for many prompts together, each with its own seed. Raises as `collect`."""
     jobs = [
         Job(
             language,
