@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string>
 
 namespace backgpt {
 namespace {
@@ -65,7 +66,7 @@ void Model::make_input(Scratch& scratch, int tokens) const {
 void Model::read(const std::vector<Token>& tokens, int wanted) {
   if (tokens.empty() || tokens.size() > kMostTokens || wanted < 0 ||
       wanted > static_cast<int>(tokens.size()))
-    throw std::invalid_argument("a read takes from 1 to 128 tokens");
+    throw std::invalid_argument("a read takes from 1 to " + std::to_string(kMostTokens) + " tokens");
   std::vector<Place> places;
   std::vector<int> lengths(cache_.rows());
   for (int row = 0; row < cache_.rows(); ++row) lengths[row] = cache_.length(row);

@@ -1,6 +1,6 @@
 """Texts around a phrase: it is there byte for byte, and the right side has read the left one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from backgpt.around import TRIES, Surrounded
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.language import Language
-from backgpt.order import Direction, IdArray, Unit
+from backgpt.order import Direction, IdArray, ReadingIds, Unit
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
 from tiny_models import Scripted, config_of, tiny_model
@@ -83,7 +83,8 @@ def test_the_phrase_is_there_byte_for_byte_whatever_is_written(
 
     def some(size: int) -> list[int]:
         ids = random.choice(np.flatnonzero(tokenizer.has_text), size)
-        return np.where(random.random(size) < 0.4, random.choice(white, size), ids).tolist()
+        mixed = np.where(random.random(size) < 0.4, random.choice(white, size), ids)
+        return [int(id_) for id_ in mixed]
 
     backward = writer(tokenizer, "backward", some(sizes[0]), unit=unit)
     forward = writer(tokenizer, "forward", some(sizes[1]), unit=unit)
@@ -115,7 +116,10 @@ def test_the_forward_model_reads_what_the_backward_one_wrote_and_whether_it_bega
     ids = [int(id_) for id_ in [*tokenizer.encode(" One"), *ids, *tokenizer.encode(" T")]]
     language = Language(tokenizer, "backward", "token")
     backward = writer(
-        tokenizer, "backward", language.order.to_model(np.array(ids)).tolist(), ends=ends
+        tokenizer,
+        "backward",
+        language.order.to_model(ReadingIds(np.array(ids))).tolist(),
+        ends=ends,
     )
     forward = writer(tokenizer, "forward", "and ran home.")
     [found] = backward.surround(PHRASE, twin=forward, max_new_tokens=len(ids) + ends, seed=1)
@@ -212,7 +216,7 @@ def test_the_two_sides_are_not_drawn_alike(tokenizer: Tokenizer) -> None:
 def test_what_cannot_be_surrounded_is_refused(tokenizer: Tokenizer) -> None:
     both = tiny_model(tokenizer, block_size=64)
     alone = replace(both, language=replace(both.language, told=False))
-    for refuse, words in (
+    refused: tuple[tuple[Callable[[], object], str], ...] = (
         (lambda: both.surround(" \n"), "the phrase is empty"),
         (lambda: both.surround(PHRASE, 0), "n = 0"),
         (lambda: both.surround(PHRASE, max_new_tokens=0), "max-new-tokens = 0"),
@@ -220,7 +224,8 @@ def test_what_cannot_be_surrounded_is_refused(tokenizer: Tokenizer) -> None:
         (lambda: both.surround("a " * 99), "reads at most 64"),
         (lambda: alone.surround(PHRASE), "only runs backward.* give its twin"),
         (lambda: alone.surround(PHRASE, twin=alone), "both models run backward"),
-    ):
+    )
+    for refuse, words in refused:
         with pytest.raises(UsageError, match=words):
             refuse()
     assert both.engine.n_steps == 0  # type: ignore[attr-defined]

@@ -185,7 +185,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(
 ) -> None:
     _, report = measured
     once = iter([signal.SIGINT])
-    stopping = Quiet(on_step=lambda: [signal.raise_signal(number) for number in once] and None)
+
+    def stop_once() -> None:
+        for number in once:
+            signal.raise_signal(number)
+
+    stopping = Quiet(on_step=stop_once)
     with pytest.raises(StoppedError, match="run the same command to go on"):
         run(job(tmp_path, lines, settings={"log_every": 5}), stopping)
     [(first, _)] = stopping.steps

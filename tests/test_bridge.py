@@ -16,7 +16,7 @@ from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Text
 from backgpt.language import Language
-from backgpt.order import Direction, IdArray, ReadingIds, Unit
+from backgpt.order import Direction, IdArray, ModelIds, ReadingIds, Unit
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
 from tiny_models import Scripted, config_of, tiny_model
@@ -61,7 +61,7 @@ class Fond(Scripted):
         """Return the text of a whole row, in reading order."""
         language = self.language
         has_text = language.tokenizer.has_text[np.asarray(ids, dtype=np.int64)]
-        kept = language.order.to_reading(ids[has_text])
+        kept = language.order.to_reading(ModelIds(ids[has_text]))
         return "".join(language.tokenizer.name_of(int(id_)) for id_ in kept)
 
 
@@ -256,7 +256,9 @@ def test_a_broken_character_in_front_of_the_seam_is_left_out_whole(tokenizer: To
     language = Language(tokenizer, "backward", "token")
     broken = tokenizer.decode(ReadingIds(np.array(ids)))
     assert "\ufffd ran home." in broken
-    writer = writer_of(tokenizer, language.order.to_model(np.array(ids)).tolist(), "backward")
+    writer = writer_of(
+        tokenizer, language.order.to_model(ReadingIds(np.array(ids))).tolist(), "backward"
+    )
     reader = fond_model(tokenizer, lambda text: "day. ran" in text, direction="forward")
     [found] = writer.bridge("One day.", "The end.", 1, twin=reader, seed=1)
     assert found.middle == " ran home. "
@@ -472,7 +474,7 @@ def test_a_twin_with_a_shorter_context_can_be_asked(tokenizer: Tokenizer) -> Non
 def test_what_cannot_be_bridged_is_refused_before_any_is_written(tokenizer: Tokenizer) -> None:
     model = tiny_model(tokenizer, told=False)
     both = tiny_model(tokenizer)
-    for refuse, words in (
+    refused: tuple[tuple[Callable[[], object], str], ...] = (
         (lambda: both.bridge("", ENDING), "the opening is empty"),
         (lambda: both.bridge(OPENING, " \n"), "the ending is empty"),
         (lambda: both.bridge(OPENING, ENDING, 0), "n = 0"),
@@ -480,7 +482,8 @@ def test_what_cannot_be_bridged_is_refused_before_any_is_written(tokenizer: Toke
         (lambda: both.bridge(OPENING, ENDING, seed=-1), "seed = -1"),
         (lambda: model.bridge(OPENING, ENDING), "only runs backward.* give its twin"),
         (lambda: model.bridge(OPENING, ENDING, twin=both), "both models run backward"),
-    ):
+    )
+    for refuse, words in refused:
         with pytest.raises(UsageError, match=words):
             refuse()
     assert model.engine.n_steps == both.engine.n_steps == 0  # type: ignore[attr-defined]

@@ -280,7 +280,7 @@ def test_messages_are_read_back_from_ids_as_they_were(tokenizer: Tokenizer, unit
     messages = [*conversation(*TALK).messages, *(Message("system", text) for text in odd), _last()]
     prompt = made.before(messages, context="It rained. <|end|>")
     assert made.messages(prompt.ids) == messages
-    tail = made.before(messages[-2:]).ids[2:]  # with neither direction nor end
+    tail = ModelIds(made.before(messages[-2:]).ids[2:])  # with neither direction nor end
     assert made.messages(tail)[0] == messages[-2]
 
 

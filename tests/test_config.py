@@ -101,7 +101,7 @@ def test_a_toml_file_that_is_not_one_is_named(tmp_path: Path) -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        settings().lr = 1.0  # type: ignore[misc]
+        settings().lr = 1.0
 
 
 def test_settings_name_the_preset_unless_a_model_is_begun_from() -> None:

@@ -19,6 +19,7 @@ from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.convert import import_model
 from backgpt.devices import Ranks
+from backgpt.engine import FloatArray
 from backgpt.errors import BackgptError, ConfigError, UsageError
 from backgpt.manifest import verify
 from backgpt.model_folder import read_model, save_model
@@ -113,11 +114,12 @@ def smolgpt_logits(ids: list[int], *, learned: bool, bias: bool) -> np.ndarray:
     n_head, width = SIZES["n_head"], SIZES["n_embed"]
     half = width // n_head // 2
 
-    def norm(x: np.ndarray, name: str) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 2.0**-23) * w[f"{name}.weight"]
+    def norm(x: FloatArray, name: str) -> FloatArray:
+        size = np.sqrt((x**2).mean(-1, keepdims=True) + 2.0**-23)
+        return np.asarray(x / size * w[f"{name}.weight"])
 
-    def linear(x: np.ndarray, name: str) -> np.ndarray:
-        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
+    def linear(x: FloatArray, name: str) -> FloatArray:
+        return np.asarray(x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0))
 
     def turned(x: np.ndarray) -> np.ndarray:  # (T, H, D)
         angle = np.outer(np.arange(n_head), 10_000.0 ** -(np.arange(half) / half))
@@ -276,8 +278,9 @@ def test_code_in_a_pickle_is_named_and_not_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for number, changes in enumerate(({"extra": _Code()}, {"model_args": _Code()})):
-        path = save_smolgpt(tmp_path / f"{number}.pt", **changes)
+    for name in ("extra", "model_args"):
+        changes: dict[str, Any] = {name: _Code()}
+        path = save_smolgpt(tmp_path / f"{name}.pt", **changes)
         message = refused(
             capsys, tmp_path / "out", path, "--direction", "forward", "--tokenizer", pieces
         )

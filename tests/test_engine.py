@@ -74,9 +74,10 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
 
 def greedy(engine: Engine, prompts: list[np.ndarray], count: int) -> list[list[int]]:
     """Continue all prompts together, each step in one batch."""
-    rows, chosen = [], []
-    for ids in prompts:
-        (row,), logits = engine.prefill(ids)
+    rows: list[int] = []
+    chosen: list[list[int]] = []
+    for given in prompts:
+        (row,), logits = engine.prefill(given)
         rows.append(row)
         chosen.append([int(logits.argmax())])
     for _ in range(count - 1):

@@ -5,7 +5,7 @@ import pytest
 
 from backgpt.hints import Hints
 from backgpt.language import Language
-from backgpt.order import Direction, ReadingIds
+from backgpt.order import Direction, ModelIds
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
@@ -62,7 +62,7 @@ def test_names_of_control_ids_in_a_hint_stay_text(tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
     hint = language.hint_ids(Hints(words=("<|start|>",)))
     assert (hint[2:] >= len(SPECIAL_TOKENS)).all()
-    assert tokenizer.decode(ReadingIds(language.order.to_reading(hint[2:]))) == "<|start|>"
+    assert tokenizer.decode(language.order.to_reading(ModelIds(hint[2:]))) == "<|start|>"
 
 
 def test_without_direction_and_hints_nothing_comes_first(tokenizer: Tokenizer) -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from backgpt import kernels
 from backgpt.errors import UsageError
-from backgpt.model import IGNORE, Cache, Transformer
+from backgpt.kernels import IGNORE
+from backgpt.model import Cache, Transformer
 from backgpt.shape import ModelConfig
 
 
@@ -58,7 +59,7 @@ def test_logits_equal_those_of_transformers_qwen3(n_kv_head: int) -> None:
             head_dim=config.head_dim,
             max_position_embeddings=config.block_size,
             rms_norm_eps=config.norm_eps,
-            rope_theta=config.rope_theta,
+            rope_theta=config.rope_theta,  # type: ignore[call-arg]
             tie_word_embeddings=True,
             attention_bias=False,
         )
@@ -238,7 +239,7 @@ def test_loss_gradient_ignores_rows_without_a_target_where_they_are_not_filtered
     targets[[0, 4, 9]] = IGNORE
     results = []
     for function in (
-        lambda *tensors: kernels._ChunkedCrossEntropy.apply(*tensors),
+        lambda *tensors: kernels._ChunkedCrossEntropy.apply(*tensors),  # type: ignore[no-untyped-call]
         lambda *tensors: kernels.plain_cross_entropy(*tensors).sum(),
     ):
         inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()

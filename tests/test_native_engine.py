@@ -260,7 +260,8 @@ class Counted:
 
     def score(self, rows: Any, ids: Any, targets: Any) -> list[float]:
         self.scored += len(ids)
-        return self.model.score(rows, ids, targets)
+        losses: list[float] = self.model.score(rows, ids, targets)
+        return losses
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)

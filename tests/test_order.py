@@ -32,7 +32,7 @@ def test_word_unit_keeps_the_ids_of_a_word_in_reading_order() -> None:
 
 def test_forward_changes_nothing() -> None:
     for unit in ("token", "word"):
-        order = Order("forward", unit, STARTS)  # type: ignore[arg-type]
+        order = Order("forward", unit, STARTS)
         assert order.to_model(reading(1, 2, 3, 4)).tolist() == [1, 2, 3, 4]
 
 
@@ -124,7 +124,7 @@ def check_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(ids) == text
     assert not np.isin(ids, [tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id]).any()
     for unit in ("token", "word"):
-        order = tokenizer.order("backward", unit)  # type: ignore[arg-type]
+        order = tokenizer.order("backward", unit)
         model = order.to_model(ids)
         assert order.to_reading(model).tolist() == ids.tolist()
     units = [tokenizer.token_bytes[id_] for id_ in ids]

@@ -651,11 +651,11 @@ def test_a_conversation_is_rewound_turn_by_turn_and_a_reply_stands_below(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     turns = [*said("Hello?"), *said("No.", turn=1, role="assistant"), *said("Yes?", turn=2)]
-    last = {"index": 0, "delta": {}, "finish_reason": "stop", "backgpt": {"messages": []}}
-    last["backgpt"]["messages"] = [  # the third was not finished, so it is left out
+    rewound = [  # the third was not finished, so it is left out
         {"role": "assistant", "content": "No."},
         {"role": "user", "content": "Hello?"},
     ]
+    last = {"index": 0, "delta": {}, "finish_reason": "stop", "backgpt": {"messages": rewound}}
     server.answers["/v1/chat/completions"] = [
         Answer(events=[*turns, {"choices": [last]}, "[DONE]"]),
         Answer(events=[*said("Because.", role="assistant"), "[DONE]"]),

@@ -182,7 +182,7 @@ def test_a_method_there_is_not_or_that_needs_a_twin_is_refused(
 ) -> None:
     for method in ("forward", "both"):
         with pytest.raises(UsageError, match=f"rank by '{method}' takes .* give its twin"):
-            goodness(candidates, method, writer=model, twin=None)  # type: ignore[arg-type]
+            goodness(candidates, method, writer=model, twin=None)
     with pytest.raises(UsageError, match="rank by 'sideways': choose one of backward, forward"):
         check_method("sideways", writer=model, twin=model.turned())  # type: ignore[arg-type]
     check_method("backward", writer=model, twin=None)

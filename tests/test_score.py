@@ -65,6 +65,7 @@ def test_a_score_is_the_sum_of_the_models_own_log_probabilities(
     [score] = score_texts(engine, language, ["The end."])
     ids = language.order.to_model(tokenizer.mark(tokenizer.encode("The end.")))
     with torch.no_grad():
+        assert isinstance(engine.model, Transformer)
         logits = engine.model(torch.from_numpy(ids)[None])[0].numpy().astype(np.float64)
     expected = sum(logprob_of(id_, row) for row, id_ in zip(logits[:-1], ids[1:], strict=True))
     assert score.logprob == pytest.approx(expected, abs=1e-4)

@@ -187,7 +187,12 @@ def test_what_openais_client_sends_of_other_shapes_says_the_same(address: str) -
     plain: dict[str, Any] = {"messages": said("The dog.", "The cat.", "The fox."), **FREE}
     system = {"role": "system", "content": "Animals."}
     expected = post(address, PATH, **{**plain, "messages": [system, *plain["messages"]]}).json()
-    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None}
+    nothing: dict[str, Any] = {
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+    }
     parts = [{"type": "text", "text": "The "}, {"type": "text", "text": "fox."}]
     first, second, _ = plain["messages"]
     others: list[dict[str, Any]] = [

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import httpx
@@ -464,7 +464,7 @@ def assert_true(value: object) -> None:
     assert value
 
 
-def until_data(lines: Any) -> str:
+def until_data(lines: Iterable[str]) -> str:
     return next(line for line in lines if line.startswith("data: "))
 
 

@@ -65,17 +65,14 @@ def test_in_front_of_a_server_of_ours_texts_are_the_same(
         {"suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2, "best_of": 4},
         {"suffix": "The end.", "seed": 5, "max_tokens": 9, "echo": True, "logprobs": 0},
     ):
-        ours, theirs = (
-            post(one, PATH, **asked).json()["choices"]
-            for one in (address, behind)  # type: ignore[arg-type]
-        )
+        ours, theirs = (post(one, PATH, **asked).json()["choices"] for one in (address, behind))
         for choice, expected in zip(ours, theirs, strict=True):
             assert choice["text"] == expected["text"]
             assert choice["finish_reason"] == expected["finish_reason"]
             assert choice["backgpt"]["logprob"] == pytest.approx(expected["backgpt"]["logprob"])
         options = {"order": "prepend"}
         if "logprobs" not in asked:
-            live = chunks_of(address, PATH, **asked, stream_options=options)  # type: ignore[arg-type]
+            live = chunks_of(address, PATH, **asked, stream_options=options)
             for choice in theirs:
                 assert joined(live, choice["index"]) == choice["text"]
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from backgpt import run as run_module
-from backgpt.checkpoint import checkpoints, read_checkpoint
+from backgpt.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from backgpt.config import TrainConfig, build, read_toml
+from backgpt.devices import Ranks
 from backgpt.errors import (
     BackgptError,
     ConfigError,
@@ -74,12 +75,12 @@ def settings(data: Path, out: Path, **values: Any) -> TrainConfig:
 
 
 def weights_of(run: Path) -> dict[str, Any]:
-    return dict(read_checkpoint(checkpoints(run)[-1]).model.weights)
+    return dict(read_checkpoint(checkpoints(run)[0]).model.weights)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Assert that two runs have the same weights, optimizer, losses and samples, bit for bit."""
-    one, two = (read_checkpoint(checkpoints(run)[-1]) for run in (a, b))
+    one, two = (read_checkpoint(checkpoints(run)[0]) for run in (a, b))
     assert one.step == two.step
     for mine, theirs in ((one.model.weights, two.model.weights), (one.optimizer, two.optimizer)):
         assert mine.keys() == theirs.keys()
@@ -116,14 +117,14 @@ def test_a_run_folder_has_everything_it_promises(finished: Path, dataset_path: P
     assert records[0]["loss"] == pytest.approx(np.log(512), abs=0.5)
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "The end." in (finished / "samples.md").read_text()
-    assert pointed(finished, LATEST) == checkpoints(finished)[-1]
+    assert pointed(finished, LATEST) == checkpoints(finished)[0]
 
 
 def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from backgpt import load
 
-    folder = checkpoints(finished)[-1]
+    folder = checkpoints(finished)[0]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ours = load(folder, engine="torch")
@@ -209,7 +210,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    newest = checkpoints(run)[-1] / "model.safetensors"
+    newest = checkpoints(run)[0] / "model.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
@@ -226,18 +227,18 @@ def test_what_is_saved_after_a_damaged_checkpoint_stays(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for folder in checkpoints(run)[-2:]:
+    for folder in checkpoints(run)[:2]:
         (folder / "model.safetensors").write_bytes(b"")
     train(settings(dataset_path, run, save_every=1, keep_last=1, max_steps=5), report=Notes())
-    assert pointed(run, LATEST) == run / "checkpoints" / "step-5" == checkpoints(run)[-1]
-    assert read_checkpoint(checkpoints(run)[-1]).step == 5
+    assert pointed(run, LATEST) == run / "checkpoints" / "step-5" == checkpoints(run)[0]
+    assert read_checkpoint(checkpoints(run)[0]).step == 5
 
 
 def test_accumulating_small_micro_batches_equals_one_large(
     dataset_path: Path, tmp_path: Path
 ) -> None:
     """The windows of a step differ with the budget, so one step is computed both ways."""
-    run = Run(settings(dataset_path, tmp_path / "run"), Notes(), run_module.Ranks())
+    run = Run(settings(dataset_path, tmp_path / "run"), Notes(), Ranks())
     windows = np.arange(12)
 
     def gradients(parts: int) -> list[torch.Tensor]:
@@ -255,7 +256,7 @@ def test_backward_and_forward_twins_read_the_same_windows_in_the_same_order(
     dataset_path: Path, tmp_path: Path
 ) -> None:
     runs = [
-        Run(settings(dataset_path, tmp_path, direction=d), Notes(), run_module.Ranks())
+        Run(settings(dataset_path, tmp_path, direction=d), Notes(), Ranks())
         for d in ("backward", "forward")
     ]
     for step in range(5):
@@ -288,7 +289,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(dataset_path, tmp_path / "run")
-    original = run_module.save_checkpoint
+    original = save_checkpoint
 
     def full(run: Path, checkpoint: Any) -> Path:
         if checkpoint.step == 4:
@@ -298,7 +299,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     monkeypatch.setattr(run_module, "save_checkpoint", full)
     with pytest.raises(BackgptError, match="No space left"):
         train(config, report=Notes())
-    assert read_checkpoint(checkpoints(config.out)[-1]).step == 3
+    assert read_checkpoint(checkpoints(config.out)[0]).step == 3
 
 
 def test_other_settings_are_refused_and_nothing_is_touched(
@@ -316,8 +317,13 @@ def test_other_data_is_refused(
 ) -> None:
     source = tmp_path / "other.txt"
     source.write_text("<|endoftext|>".join(texts[which]), encoding="utf-8")
-    options = {"tokenizer": dataset_path / "tokenizer.json", "valid_fraction": 0.1, "workers": 1}
-    prepare([str(source)], tmp_path / "other", **options)
+    prepare(
+        [str(source)],
+        tmp_path / "other",
+        tokenizer=dataset_path / "tokenizer.json",
+        valid_fraction=0.1,
+        workers=1,
+    )
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     with pytest.raises(ConfigError, match="other data"):
         train(settings(tmp_path / "other", finished), report=Notes())
@@ -329,7 +335,7 @@ def test_training_begins_from_given_weights(
 ) -> None:
     config = settings(dataset_path, tmp_path / "tuned", init=finished / LATEST, direction="forward")
     notes = Notes()
-    run = Run(config, notes, run_module.Ranks())
+    run = Run(config, notes, Ranks())
     run.resume()
     given = weights_of(finished)
     assert given.keys() == run.model.state_dict().keys()
@@ -343,7 +349,7 @@ def test_training_begins_from_given_weights(
 def test_a_tuned_run_goes_on_when_what_it_began_from_is_gone(
     finished: Path, dataset_path: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(checkpoints(finished)[-1], tmp_path / "base")
+    shutil.copytree(checkpoints(finished)[0], tmp_path / "base")
     config = settings(dataset_path, tmp_path / "tuned", init=tmp_path / "base", max_steps=2)
     train(config, report=Notes())
     shutil.rmtree(tmp_path / "base")
@@ -409,7 +415,7 @@ def test_a_finished_run_without_validation_stays_as_it_is(texts: list[str], tmp_
     samples = (config.out / "samples.md").read_text()
     train(config, report=Notes())
     assert (config.out / "samples.md").read_text() == samples
-    assert pointed(config.out, BEST) == checkpoints(config.out)[-1]
+    assert pointed(config.out, BEST) == checkpoints(config.out)[0]
     first, second = samples.removeprefix("\n## Step 2\n\n").split("\n\n")
     assert first != second
 
@@ -590,7 +596,7 @@ def test_shuffled_targets_do_not_train(dataset_path: Path, tmp_path: Path) -> No
     """The control of the test above: the fall comes from the order of ids."""
     losses = {}
     for name, shuffle in (("true", False), ("shuffled", True)):
-        run = Run(settings(dataset_path, tmp_path / name, **LEARNING), Notes(), run_module.Ranks())
+        run = Run(settings(dataset_path, tmp_path / name, **LEARNING), Notes(), Ranks())
         if shuffle:
             original = run.rows.batch
             random = np.random.default_rng(1)

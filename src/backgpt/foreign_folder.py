@@ -214,9 +214,7 @@ def _their_shapes(source: Path) -> Shapes:
             config = AutoConfig.from_pretrained(
                 source, local_files_only=True, trust_remote_code=False
             )
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
-            )
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # what a configuration can be wrong in has no end
         reason = str(error).strip().partition("\n")[0]
         raise CorruptFileError(

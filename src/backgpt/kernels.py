@@ -43,7 +43,7 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float)
     `weight` is (H, D). A head's pairs are (d, d + D/2) (RoFormer, as laid out in Llama). `cos`
     and `sin` are (T, 1, D/2), or (B, T, 1, D/2) where rows are at different positions.
     """
-    heads = rms_norm(x.unflatten(-1, weight.shape).float(), weight, eps)  # type: ignore[no-untyped-call]
+    heads = rms_norm(x.unflatten(-1, weight.shape).float(), weight, eps)
     first, second = heads.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
@@ -55,7 +55,7 @@ def norm_rotate_gradient(
     """Return the gradients of `norm_rotate` for `x` and `weight`, given that of its output."""
     first, second = gradient.float().chunk(2, dim=-1)
     turned_back = torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
-    heads = x.unflatten(-1, weight.shape).float()  # type: ignore[no-untyped-call]
+    heads = x.unflatten(-1, weight.shape).float()
     scale = torch.rsqrt(heads.square().mean(-1, keepdim=True) + eps)
     heads = heads * scale
     d_heads = turned_back * weight

@@ -3,7 +3,8 @@
 The shape is Qwen3's, and parameters carry Hugging Face's names, so that loading is a dictionary.
 
 Shape letters: B rows of a batch, T positions in a row, C width of the residual stream (`n_embd`),
-H heads (`n_head`; keys and values have `n_kv_head`), D width of a head, V size of the vocabulary.
+H heads (`n_head`), K heads of keys and values (`n_kv_head`), D width of a head, V size of the
+vocabulary.
 """
 
 import math
@@ -17,10 +18,7 @@ from torch import Tensor, nn
 
 from backgpt import kernels
 from backgpt.errors import CorruptFileError, UsageError
-from backgpt.kernels import IGNORE
 from backgpt.shape import ModelConfig
-
-__all__ = ["IGNORE", "Cache", "Transformer"]
 
 INIT_STD = 0.02
 

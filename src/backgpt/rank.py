@@ -22,7 +22,7 @@ import numpy as np
 
 from backgpt.errors import UsageError
 from backgpt.generate import Text
-from backgpt.hints import Hints
+from backgpt.hints import NO_HINTS, Hints
 from backgpt.language import Parts
 from backgpt.order import ModelIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
@@ -30,7 +30,6 @@ from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
 Method = Literal["backward", "forward", "both"]
-NO_HINTS = Hints()
 
 
 @dataclass(frozen=True)

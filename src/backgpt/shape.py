@@ -1,7 +1,7 @@
 """The shape of a transformer in the Qwen3 family, checked, and the presets.
 
 Plain Python: what only runs a model need not load what reads settings. Names of dimensions are this
-project's, `checkpoint` holds the one table to Hugging Face's; arrays have Hugging Face's names.
+project's, `model_folder` holds the one table to Hugging Face's; arrays have Hugging Face's names.
 """
 
 from collections.abc import Iterable, Mapping

@@ -10,14 +10,14 @@ Format, version 1; everything little-endian, nothing compressed:
     0       8        magic  b"BACKGPT\\0"
     8       4        version            u32 = 1
     12      4        bytes per id       u32 = 2
-    16      8        documents D        u64
+    16      8        documents n        u64
     24      8        ids N              u64
     32      8        text bytes         u64   UTF-8 bytes of all documents' text
     40      32       tokenizer          SHA-256 of tokenizer.json
     72      32       checksum           SHA-256 of the payload, then the header with this field 0
     104     24       zero
-    128     8(D+1)   offsets            u64   document i is ids[offsets[i]:offsets[i+1]]
-    ...     4D       document bytes     u32   UTF-8 bytes of each document's text
+    128     8(n+1)   offsets            u64   document i is ids[offsets[i]:offsets[i+1]]
+    ...     4n       document bytes     u32   UTF-8 bytes of each document's text
     ...     2N       ids                u16   reading order, no markers
 """
 
@@ -85,7 +85,7 @@ class ShardWriter:
     ) -> None:
         """Append documents whose ids follow each other in `ids`.
 
-        `lengths` `(D,)` is the number of ids of each, `text_bytes` `(D,)` its UTF-8 bytes.
+        `lengths` `(n,)` is the number of ids of each, `text_bytes` `(n,)` its UTF-8 bytes.
         Raises ConfigError for an id outside the vocabulary.
         """
         assert len(lengths) == len(text_bytes)
@@ -174,9 +174,9 @@ class Shard:
     text_bytes: int
     """UTF-8 bytes of the text of all documents."""
     offsets: NDArray[np.uint64]
-    """`(D + 1,)`; document `i` is `ids[offsets[i]:offsets[i + 1]]`."""
+    """`(n_documents + 1,)`; document `i` is `ids[offsets[i]:offsets[i + 1]]`."""
     document_bytes: NDArray[np.uint32]
-    """`(D,)` UTF-8 bytes of each document's text."""
+    """`(n_documents,)` UTF-8 bytes of each document's text."""
     ids: ReadingIds
     """`(N,)` uint16, reading order, all documents after each other, no markers."""
 

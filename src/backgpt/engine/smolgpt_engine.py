@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from backgpt import kernels
 from backgpt.errors import CorruptFileError, UsageError
-from backgpt.model import IGNORE, Attend, Cache, Reading
+from backgpt.kernels import IGNORE
+from backgpt.model import Attend, Cache, Reading
 from backgpt.shape import ModelConfig
 
 EMBEDDING, POSITIONS, LAST_NORM = (f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f"))

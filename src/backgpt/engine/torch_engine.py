@@ -13,7 +13,8 @@ from torch import Tensor
 
 from backgpt.engine import FloatArray, checked_ids
 from backgpt.errors import UsageError
-from backgpt.model import IGNORE, Cache
+from backgpt.kernels import IGNORE
+from backgpt.model import Cache
 from backgpt.order import IdArray
 from backgpt.shape import ModelConfig
 

@@ -27,13 +27,13 @@ def quiet() -> Iterator[None]:
     """Keep transformers from writing to standard error."""
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity(logging.ERROR)
-    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
+    chatter.disable_progress_bar()
     try:
         yield
     finally:
         chatter.set_verbosity(level)
         if bars:
-            chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
+            chatter.enable_progress_bar()
 
 
 class TransformersEngine:

@@ -127,13 +127,18 @@ class RawStops(Body):
     later: Annotated[list[Id], Field(fail_fast=True)] = []
 
 
-class CompletionHints(Body):
-    """What is ours in a completion: the direction, and what the model is told about the text."""
+class TextHints(Body):
+    """What the model is told about the text."""
 
-    direction: Direction | None = None
     words: Words = Field(default=[], max_length=16)
     length: Length | None = None
     continues: bool = False
+
+
+class CompletionHints(TextHints):
+    """What is ours in a completion: these, and the direction."""
+
+    direction: Direction | None = None
     raw: RawStops | None = None
 
 
@@ -238,21 +243,13 @@ class ScoreRequest(Body):
         return given
 
 
-class AlternativesHints(Body):
-    """What the model is told about the text."""
-
-    words: Words = Field(default=[], max_length=16)
-    length: Length | None = None
-    continues: bool = False
-
-
 class AlternativesRequest(Body):
     """A text, to find the words that may stand before it."""
 
     model: str | None = None
     suffix: str
     n: int = Field(10, ge=1, le=50)
-    backgpt: AlternativesHints = AlternativesHints()
+    backgpt: TextHints = TextHints()
 
 
 def _fields_of(kind: type[Body]) -> set[str]:
