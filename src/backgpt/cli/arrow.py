@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from backgpt.cli.given import TextField, check_limit
 from backgpt.cli.training import load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -29,7 +30,7 @@ def arrow(
     valid: Annotated[
         list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
     ] = None,
-    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    field: TextField = "text",
     vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 2048,
     limit: Annotated[
         int | None, Option(help="Measure on only the first so many validation texts.")
@@ -54,8 +55,7 @@ def arrow(
     """
     if seeds < 1:
         raise UsageError(f"seeds = {seeds}: it must be 1 or more")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    check_limit(limit)
     load_torch()
     from backgpt.arrow import ArrowJob
     from backgpt.arrow import arrow as job

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from, standard_input
+from backgpt.cli.given import (
+    WHICH_MODEL,
+    Device,
+    MinP,
+    Temperature,
+    TopK,
+    TopP,
+    open_model,
+    sampling_from,
+    standard_input,
+)
 from backgpt.cli.written import SEPARATOR
 from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
@@ -54,17 +64,15 @@ def chat(
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens of a message; the context is the limit otherwise.")
     ] = None,
-    temperature: Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")] = None,
-    top_k: Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")] = None,
-    top_p: Annotated[float | None, Option(help="Draw from the likeliest that reach p.")] = None,
-    min_p: Annotated[
-        float | None, Option(help="Draw from those at least p times as likely as the likeliest.")
-    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     seed: Annotated[int | None, Option(help="The same seed writes the same messages.")] = None,
     as_json: Annotated[
         bool, Option("--json", help="In a pipe: one JSON object with the candidates.")
     ] = False,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Chat with a model that runs backward: you answer, it asks.
 

@@ -4,11 +4,19 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from backgpt.cli.given import WHICH_MODEL, open_model
+from backgpt.cli.given import (
+    WHICH_MODEL,
+    Device,
+    Engine,
+    TextField,
+    Threads,
+    check_limit,
+    open_model,
+)
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ def evaluate(
     out: Annotated[Path, Option(help="The folder for report.md, report.json and report.png.")] = (
         Path("report")
     ),
-    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    field: TextField = "text",
     limit: Annotated[int | None, Option(help="Use only the first so many texts.")] = None,
     samples: Annotated[int, Option(help="Texts to write.")] = 200,
     endings: Annotated[int, Option(help="Endings to write them toward.")] = 40,
@@ -49,12 +57,9 @@ def evaluate(
         int | None, Option(help="Most tokens of a text; the context is the limit otherwise.")
     ] = None,
     seed: Annotated[int, Option(help="The same seed gives the same figures.")] = 1,
-    engine: Annotated[
-        Literal["native", "torch"] | None,
-        Option(help="What runs the models; native (C++, on the CPU) where it can be."),
-    ] = None,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
-    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+    engine: Engine = None,
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Measure a backward model and its forward twin: the report card.
 
@@ -74,8 +79,7 @@ def evaluate(
         again = [name for number, name in enumerate(given) if name in given[:number]]
         if again:
             raise UsageError(f"{again[0]} is given twice: give models trained with other seeds")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    check_limit(limit)
     if seed < 0:
         raise UsageError(f"seed = {seed}: it must be 0 or more")
     if out.exists() and not out.is_dir():

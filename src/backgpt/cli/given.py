@@ -1,11 +1,13 @@
-"""What a user gives to more than one command: a model, standard input, ways to sample."""
+"""What a user gives to more than one command: a model, options, standard input, ways to sample."""
 
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from backgpt.errors import DataError
+from typer import Option
+
+from backgpt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from backgpt.api import Model
@@ -17,6 +19,20 @@ WHICH_MODEL = (
     "best), or OWNER/NAME on the Hugging Face hub"
 )
 """What a model may be, wherever one is asked for."""
+
+Engine = Annotated[
+    Literal["native", "torch"] | None,
+    Option(help="What runs the model; native (C++, on the CPU) where it can be."),
+]
+Device = Annotated[str, Option(help="cpu, cuda, or auto.")]
+Threads = Annotated[int | None, Option(help="Most threads of the native engine.")]
+TextField = Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")]
+Temperature = Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")]
+TopK = Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")]
+TopP = Annotated[float | None, Option(help="Draw from the likeliest that reach p.")]
+MinP = Annotated[
+    float | None, Option(help="Draw from those at least p times as likely as the likeliest.")
+]
 
 ISA = "BACKGPT_ISA"  # names the instruction set of the native engine; for tests
 
@@ -37,6 +53,12 @@ def open_model(
         )
     isa = os.environ.get(ISA) or None if on_cpu else None
     return load(path, engine=engine, device=device, isa=isa, **settings)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise UsageError unless `--limit`, if it is given, leaves a text."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit = {limit}: it must be 1 or more")
 
 
 def standard_input() -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
-from backgpt.cli.given import WHICH_MODEL
+from backgpt.cli.given import WHICH_MODEL, Device, TextField, check_limit
 from backgpt.errors import UsageError, printable
 
 
@@ -17,7 +17,7 @@ def label(
         str | None,
         Option(help=f"The model that asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
-    field: Annotated[str, Option(help="Where the text is, in JSON lines and Parquet.")] = "text",
+    field: TextField = "text",
     candidates: Annotated[int, Option(help="How many questions to write for each text.")] = 4,
     score: Annotated[
         Literal["round-trip", "forward", "none"] | None,
@@ -46,7 +46,7 @@ def label(
     max_new_tokens: Annotated[int, Option(help="Most tokens of a question.")] = 64,
     seed: Annotated[int, Option(help="The same seed writes the same questions.")] = 0,
     limit: Annotated[int | None, Option(help="Stop after so many texts.")] = None,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Find the question that each text answers: instruction back-translation.
 
@@ -54,8 +54,7 @@ def label(
     is well enough. The result is an instruction file that any trainer reads. A job that was
     interrupted goes on when it is called again.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    check_limit(limit)
     if twin is not None and score not in (None, "forward"):
         raise UsageError(f"--twin is for --score forward: leave it out with {score}")
     from backgpt.api import load

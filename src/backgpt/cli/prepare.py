@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from backgpt.cli.given import TextField
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def prepare(
         list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
     ] = None,
     valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
-    field: Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")] = "text",
+    field: TextField = "text",
     separator: Annotated[
         str | None, Option(help="Splits a .txt file into documents; \\n is a line break.")
     ] = None,

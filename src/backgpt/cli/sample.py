@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from backgpt.cli.asked import Asked, split_words
-from backgpt.cli.given import WHICH_MODEL, open_model, sampling_from
+from backgpt.cli.given import (
+    WHICH_MODEL,
+    Device,
+    Engine,
+    MinP,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    open_model,
+    sampling_from,
+)
 from backgpt.cli.growing import show_growing
 from backgpt.cli.written import (
     print_texts,
@@ -86,12 +97,10 @@ def sample(
         list[str] | None,
         Option(help="A text at which writing ends, and which is no part of it; repeatable."),
     ] = None,
-    temperature: Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")] = None,
-    top_k: Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")] = None,
-    top_p: Annotated[float | None, Option(help="Draw from the likeliest that reach p.")] = None,
-    min_p: Annotated[
-        float | None, Option(help="Draw from those at least p times as likely as the likeliest.")
-    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     repetition_penalty: Annotated[
         float | None, Option(help="Above 1: tokens already in the text become less likely.")
     ] = None,
@@ -113,11 +122,8 @@ def sample(
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line for each text.")
     ] = False,
-    engine: Annotated[
-        Literal["native", "torch"] | None,
-        Option(help="What runs the model; native (C++, on the CPU) where it can be."),
-    ] = None,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    engine: Engine = None,
+    device: Device = "cpu",
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8", "int4"] | None,
         Option(
@@ -125,7 +131,7 @@ def sample(
             "bfloat16 a text may depend on how many are written beside it."
         ),
     ] = None,
-    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Write the text that leads to an ending, last word first.
 

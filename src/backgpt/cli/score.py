@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from backgpt.cli.given import WHICH_MODEL, open_model, standard_input
+from backgpt.cli.given import (
+    WHICH_MODEL,
+    Device,
+    Engine,
+    TextField,
+    Threads,
+    check_limit,
+    open_model,
+    standard_input,
+)
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +60,7 @@ def score(
             "model trained both ways is its own."
         ),
     ] = None,
-    field: Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")] = "text",
+    field: TextField = "text",
     separator: Annotated[
         str | None, Option(help="Splits a .txt file into texts; \\n is a line break.")
     ] = None,
@@ -67,16 +76,13 @@ def score(
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line for each text.")
     ] = False,
-    engine: Annotated[
-        Literal["native", "torch"] | None,
-        Option(help="What runs the model; native (C++, on the CPU) where it can be."),
-    ] = None,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
+    engine: Engine = None,
+    device: Device = "cpu",
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8", "int4"] | None,
         Option(help="What the native engine computes in; int8 for models stored so, or float32."),
     ] = None,
-    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Say how likely texts are: log-probabilities in nats, and bits per byte.
 
@@ -84,8 +90,7 @@ def score(
     compares exactly: both sum to its log-probability. A text that is longer than the model reads
     at once is scored in windows that overlap; every token is scored once.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit = {limit}: it must be 1 or more")
+    check_limit(limit)
     if file == "-" and separator is not None:
         raise UsageError("standard input is one text: leave out --separator")
     from backgpt.datasets import Tally

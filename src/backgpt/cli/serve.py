@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from typer import Option
 
 from backgpt.cli.chat import CHAT_MODEL
-from backgpt.cli.given import WHICH_MODEL, open_model
+from backgpt.cli.given import WHICH_MODEL, Device, Threads, open_model
 from backgpt.errors import BackgptError, UsageError, needs_extra
 from backgpt.server import LOOPBACK
 
@@ -62,8 +62,8 @@ def serve(
             "vLLM; scores and alternatives are still computed here."
         ),
     ] = None,
-    device: Annotated[str, Option(help="cpu, cuda, or auto.")] = "cpu",
-    threads: Annotated[int | None, Option(help="Most threads of the native engine.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Serve the page where text grows leftward, and an API in OpenAI's shape.
 
