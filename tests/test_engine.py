@@ -214,6 +214,9 @@ def test_step_refuses_rows_it_cannot_step(engine: Engine) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         engine.prefill(prompt(3), copies=0)
     assert engine.step([], []).shape == (0, VOCAB)
+    (full,), _ = engine.prefill(prompt(BLOCK))
+    with pytest.raises(UsageError, match=f"row {full} is full: block_size = {BLOCK}"):
+        engine.step([row, full], [1, 1])
 
 
 def test_the_protocol_module_imports_no_torch() -> None:

@@ -385,7 +385,7 @@ def test_weights_that_cannot_be_are_refused(tokenizer: Tokenizer, tmp_path: Path
     good = dict(model.weights)
     for change, reason in (
         ({name: np.full_like(good[name], np.nan)}, "not finite"),
-        ({name: good[name][:-1]}, r"is \(95, 64\), not \(96, 64\)"),
+        ({name: good[name][:-1]}, r"has shape \(95, 64\), not \(96, 64\)"),
         ({"lm_head.weight": good[name]}, r"lm_head\.weight is not known"),
     ):
         object.__setattr__(model, "weights", {**good, **change})

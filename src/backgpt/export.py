@@ -20,6 +20,7 @@ from backgpt.errors import CorruptFileError, UsageError, printable
 from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
 from backgpt.manifest import MANIFEST, read_json
 from backgpt.model_folder import TOKENIZER, WEIGHTS, ModelFolder, folder_of, read_model, save_model
+from backgpt.shape import check_shapes
 from backgpt.tokenizer import END, START
 
 EXPORT = "export.json"
@@ -126,16 +127,9 @@ def _name_of(model: str | PathLike[str]) -> str:
 
 def _check_weights(model: ModelFolder, folder: Path) -> None:
     """Raise CorruptFileError unless all weights are there, in shape, and numbers."""
-    wanted, found = model.config.array_shapes(), model.weights
-    if set(wanted) != set(found):
-        name = min(set(wanted) ^ set(found))
-        what = "is missing" if name in wanted else "is not known"
-        raise CorruptFileError(f"{folder}: {name} {what}: copy the model again")
-    for name, array in found.items():
-        if array.shape != wanted[name]:
-            raise CorruptFileError(
-                f"{folder}: {name} is {array.shape}, not {wanted[name]}: copy the model again"
-            )
+    found = {name: array.shape for name, array in model.weights.items()}
+    check_shapes(found, model.config.array_shapes(), origin=str(folder))
+    for name, array in model.weights.items():
         if not np.isfinite(array).all():
             raise CorruptFileError(f"{folder}: {name} holds what is not a number: train it anew")
 

@@ -26,7 +26,7 @@ from backgpt.model_folder import (
     shape_of,
 )
 from backgpt.quantize import Arrays
-from backgpt.shape import EMBEDDING, ModelConfig
+from backgpt.shape import EMBEDDING, ModelConfig, check_shapes
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INDEX = "model.safetensors.index.json"
@@ -227,12 +227,8 @@ def _their_shapes(source: Path) -> Shapes:
 
 
 def _check_shapes(source: Path, found: Shapes, wanted: Shapes) -> None:
-    """Raise CorruptFileError for the first array that is missing, unknown, or of another shape."""
+    """Raise CorruptFileError as `check_shapes` does, but for what old files have too many."""
     ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
     ignored |= {HEAD} - wanted.keys()
-    for name in sorted({*wanted, *found} - ignored):
-        if wanted.get(name) != found.get(name):
-            raise CorruptFileError(
-                f"{source}: the weights do not fit {CONFIG}: {name} is "
-                f"{found.get(name, 'missing')}, not {wanted.get(name, 'known')}"
-            )
+    kept = {name: shape for name, shape in found.items() if name not in ignored}
+    check_shapes(kept, wanted, origin=str(source))

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backgpt import kernels
-from backgpt.errors import CorruptFileError, UsageError
-from backgpt.shape import ModelConfig
+from backgpt.errors import UsageError
+from backgpt.shape import ModelConfig, check_shapes
 
 INIT_STD = 0.02
 
@@ -234,12 +234,9 @@ class Transformer(nn.Module):
 
         Raises CorruptFileError if a name is missing or unknown, or a shape differs.
         """
-        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-        try:
-            self.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join((str(error).split("\n\t")[1:2] or [str(error)])[0].split())
-            raise CorruptFileError(f"the weights do not fit the model's shape: {reason}") from None
+        found = {name: array.shape for name, array in weights.items()}
+        check_shapes(found, self.config.array_shapes())
+        self.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
 
     @property
     def dtype(self) -> torch.dtype:

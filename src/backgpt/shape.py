@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from backgpt.errors import ConfigError
+from backgpt.errors import ConfigError, CorruptFileError
 
 MAX_VOCAB_SIZE = 65_536  # of what is trained here: its ids are stored as uint16
 MOST, MOST_LAYERS = 2**24, 1024  # of what no computer at hand could hold
@@ -125,6 +125,27 @@ def shape_from(values: Mapping[str, Any], *, origin: str) -> ModelConfig:
         return ModelConfig(**values)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], *, origin: str = ""
+) -> None:
+    """Raise CorruptFileError for the first array that is missing, not known, or of another shape.
+
+    `origin` says where the arrays came from, if the caller knows.
+    """
+    for name in sorted({*wanted, *found}):
+        if found.get(name) == wanted.get(name):
+            continue
+        wrong = f"has shape {found.get(name)}, not {wanted.get(name)}"
+        if name not in found:
+            wrong = "is missing"
+        elif name not in wanted:
+            wrong = "is not known"
+        where = f"{origin}: " if origin else ""
+        raise CorruptFileError(
+            f"{where}the weights do not fit the model's shape: {name} {wrong}: copy the model again"
+        )
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ The protocol speaks plain numpy arrays of ids in model order, so that an engine 
 (`torch_engine`), native code, or a table in a test. Nothing here imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -71,6 +71,35 @@ class Engine(Protocol):
         Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
         """
         ...
+
+
+def check_copies(copies: int) -> None:
+    """Raise UsageError unless `prefill` is asked for a row."""
+    if copies < 1:
+        raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+
+
+def check_step(
+    rows: Sequence[int],
+    ids: Sequence[int],
+    length_of: Callable[[int], int | None],
+    *,
+    block_size: int,
+) -> None:
+    """Raise UsageError unless each of `rows` can take one of `ids`.
+
+    `length_of` says how many ids a row holds, or None of a row that is not in use.
+    """
+    if len(rows) != len(ids):
+        raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+    if len(set(rows)) != len(rows):
+        raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
+    for row in rows:
+        length = length_of(row)
+        if length is None:
+            raise UsageError(f"row {row} is not in use: prefill a prompt first")
+        if length >= block_size:
+            raise UsageError(f"row {row} is full: block_size = {block_size}: end the text")
 
 
 def checked_ids(ids: IdArray, *, vocab_size: int, longest: int) -> npt.NDArray[np.int64]:

@@ -14,12 +14,12 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.engine import Dtype, FloatArray, _native, checked_ids
+from backgpt.engine import Dtype, FloatArray, _native, check_copies, check_step, checked_ids
 from backgpt.engine.beginnings import branches
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
 from backgpt.quantize import SCALE
-from backgpt.shape import EMBEDDING, ModelConfig
+from backgpt.shape import EMBEDDING, ModelConfig, check_shapes
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int32]
@@ -98,8 +98,7 @@ class NativeEngine:
 
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
-        if copies < 1:
-            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        check_copies(copies)
         array = self._checked(ids, longest=self.block_size)
         rows = [self._take() for _ in range(copies)]
         try:
@@ -117,20 +116,9 @@ class NativeEngine:
 
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
-        if len(rows) != len(ids):
-            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        check_step(rows, ids, self._length_of, block_size=self.block_size)
         if not rows:
             return np.zeros((0, self.vocab_size), dtype=np.float32)
-        if len(set(rows)) != len(rows):
-            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
-        for row in rows:
-            if row not in self._used:
-                raise UsageError(f"row {row} is not in use: prefill a prompt first")
-            if self._model.length(row) >= self.block_size:
-                raise UsageError(
-                    f"a row of {self.block_size + 1} ids is longer than "
-                    f"block_size = {self.block_size}: shorten it"
-                )
         array = self._checked(np.asarray(ids), longest=len(ids))
         row_array = np.asarray(rows, dtype=np.int32)
         blocks = []
@@ -182,6 +170,9 @@ class NativeEngine:
         for values, scored in zip(found, np.split(np.asarray(scores), ends[:-1]), strict=True):
             values[:] = scored
 
+    def _length_of(self, row: int) -> int | None:
+        return self._model.length(row) if row in self._used else None
+
     def _checked(self, ids: IdArray, *, longest: int) -> Ids:
         """Return `ids` as (T,) int32, refusing what the model cannot read."""
         array = checked_ids(ids, vocab_size=self.vocab_size, longest=longest)
@@ -205,32 +196,16 @@ def _fitting(config: ModelConfig, weights: Arrays) -> dict[str, npt.NDArray[Any]
     wanted = config.array_shapes()
     if HEAD in weights:
         wanted[HEAD] = wanted[EMBEDDING]
-    fitting: dict[str, npt.NDArray[Any]] = {}
-    for name, shape in wanted.items():
-        array = fitting[name] = _array(weights, name, shape)
-        if array.dtype == np.int8:
-            fitting[name + SCALE] = _array(weights, name + SCALE, shape[:1])
-    unknown = sorted(set(weights) - set(fitting))
-    if unknown:
-        raise _misfit(f"{unknown[0]} is not known")
-    return fitting
-
-
-def _array(weights: Arrays, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    if name not in weights:
-        raise _misfit(f"{name} is missing")
-    array = weights[name]
-    if array.shape != shape:
-        raise _misfit(f"{name} has shape {array.shape}, not {shape}")
-    if array.dtype == np.int8 and len(shape) == 2:
-        return np.ascontiguousarray(array)
-    if array.dtype.kind != "f":
-        raise _misfit(f"{name} is {array.dtype}, not float32 or int8 rows")
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _misfit(reason: str) -> CorruptFileError:
-    return CorruptFileError(f"the weights do not fit the model's shape: {reason}")
+    rows = {name for name, array in weights.items() if array.dtype == np.int8 and array.ndim == 2}
+    wanted |= {name + SCALE: wanted[name][:1] for name in rows & wanted.keys()}
+    check_shapes({name: array.shape for name, array in weights.items()}, wanted)
+    for name, array in weights.items():
+        if name not in rows and array.dtype.kind != "f":
+            raise CorruptFileError(f"{name} is {array.dtype}, not float32 or int8 rows")
+    return {
+        name: np.ascontiguousarray(array, dtype=np.int8 if name in rows else np.float32)
+        for name, array in weights.items()
+    }
 
 
 def _siblings(cpu: int) -> str:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backgpt import kernels
-from backgpt.errors import CorruptFileError, UsageError
+from backgpt.errors import UsageError
 from backgpt.kernels import IGNORE
 from backgpt.model import Attend, Cache, Reading
-from backgpt.shape import ModelConfig
+from backgpt.shape import ModelConfig, check_shapes
 
 EMBEDDING, POSITIONS, LAST_NORM = (f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f"))
 
@@ -36,13 +36,7 @@ class SmolGpt(nn.Module):
             positions=POSITIONS in weights,
             bias=any(name.endswith(".bias") for name in weights),
         )
-        found = {name: array.shape for name, array in weights.items()}
-        for name in {**wanted, **found}:
-            if wanted.get(name) != found.get(name):
-                raise CorruptFileError(
-                    f"the weights do not fit the model's shape: {name} is {found.get(name)}, "
-                    f"not {wanted.get(name)}"
-                )
+        check_shapes({name: array.shape for name, array in weights.items()}, wanted)
         for name, array in weights.items():
             self.register_buffer(_attribute(name), torch.from_numpy(array).float())
 

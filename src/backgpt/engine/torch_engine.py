@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backgpt.engine import FloatArray, checked_ids
-from backgpt.errors import UsageError
+from backgpt.engine import FloatArray, check_copies, check_step, checked_ids
 from backgpt.kernels import IGNORE
 from backgpt.model import Cache
 from backgpt.order import IdArray
@@ -64,8 +63,7 @@ class TorchEngine:
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
-        if copies < 1:
-            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        check_copies(copies)
         batch = self._checked(ids)[None]
         rows = self._take(copies)
         try:
@@ -79,15 +77,9 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
-        if len(rows) != len(ids):
-            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        check_step(rows, ids, self._length_of, block_size=self.block_size)
         if not rows:
             return np.zeros((0, self.vocab_size), dtype=np.float32)
-        if len(set(rows)) != len(rows):
-            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
-        for row in rows:
-            if not 0 <= row < self._cache.rows or row in self._free:
-                raise UsageError(f"row {row} is not in use: prefill a prompt first")
         batch = self._checked(np.asarray(ids), longest=len(ids))[:, None]
         return self.model.extend(batch, self._cache, list(rows)).cpu().numpy()
 
@@ -113,6 +105,10 @@ class TorchEngine:
         losses = self.model.token_losses(inputs.to(self.device), targets.to(self.device))
         values = losses.cpu().numpy()
         return [-row[: len(ids) - 1] for row, ids in zip(values, tensors, strict=True)]
+
+    def _length_of(self, row: int) -> int | None:
+        in_use = 0 <= row < self._cache.rows and row not in self._free
+        return self._cache.lengths[row] if in_use else None
 
     def _checked(self, ids: IdArray, *, longest: int | None = None) -> Tensor:
         """Return `ids` as (T,) int64 on the host, refusing what the model cannot read."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as chatter
 
-from backgpt.engine import FloatArray, checked_ids
-from backgpt.errors import CorruptFileError, UsageError
+from backgpt.engine import FloatArray, check_copies, check_step, checked_ids
+from backgpt.errors import CorruptFileError
 from backgpt.order import IdArray
 
 
@@ -67,8 +67,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
-        if copies < 1:
-            raise UsageError(f"cannot prefill {copies} rows: ask for at least 1")
+        check_copies(copies)
         cache = DynamicCache(config=self._model.config)
         logits = self._read(self._checked(ids, longest=self.block_size), cache)
         rows: list[int] = []
@@ -83,17 +82,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
-        if len(rows) != len(ids):
-            raise UsageError(f"{len(rows)} rows were given {len(ids)} ids: give one id for each")
+        check_step(rows, ids, self._length_of, block_size=self.block_size)
         if not rows:
             return np.zeros((0, self.vocab_size), dtype=np.float32)
-        if len(set(rows)) != len(rows):
-            raise UsageError(f"rows {list(rows)} name one row twice: step each row once")
-        for row in rows:
-            if row not in self._caches:
-                raise UsageError(f"row {row} is not in use: prefill a prompt first")
-            if self._caches[row].get_seq_length() >= self.block_size:
-                raise UsageError(f"a row is full: block_size = {self.block_size}: shorten it")
         new = self._checked(np.asarray(ids), longest=len(ids))
         return np.stack(
             [self._read(id_[None], self._caches[row]) for row, id_ in zip(rows, new, strict=True)]
@@ -123,6 +114,9 @@ class TransformersEngine:
         output = self._model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits: FloatArray = output.logits[0, -1].float().cpu().numpy()
         return logits
+
+    def _length_of(self, row: int) -> int | None:
+        return self._caches[row].get_seq_length() if row in self._caches else None
 
     def _checked(self, ids: IdArray, *, longest: int) -> Tensor:
         array = checked_ids(ids, vocab_size=self.vocab_size, longest=longest)
