@@ -23,7 +23,7 @@ from backgpt.config import TrainConfig
 from backgpt.messages import as_transcript
 from backgpt.model_folder import read_model, save_model
 from backgpt.sampling import Sampling
-from backgpt.session import Session
+from backgpt.session import CUT_OFF, Session
 from backgpt.train import train
 
 pty = pytest.importorskip("pty")
@@ -194,7 +194,7 @@ def flat(text: str) -> str:
     return "".join(one for one in text if one.isprintable() and not one.isspace())
 
 
-def test_ctrl_c_stops_a_message_and_at_the_prompt_the_chat() -> None:
+def test_ctrl_c_stops_a_message_and_at_the_prompt_drops_the_line() -> None:
     terminal = Terminal("--model=stories", "--seed=4")  # knows no end of a message: 1,024 ids
     terminal.until("you> ")
     terminal.type("The dog.\r")
@@ -204,7 +204,12 @@ def test_ctrl_c_stops_a_message_and_at_the_prompt_the_chat() -> None:
     assert "Traceback" not in terminal.until("stopped; /retry tries again")
     terminal.until("you> ")
     assert "say something first" in terminal.say("/undo")
+    terminal.type("half a line")
     terminal.interrupt_input()
+    terminal.until("Ctrl-D ends the chat")
+    terminal.until("you> ")
+    assert "say something first" in terminal.say("/undo")
+    terminal.type("\x04")
     assert terminal.exit_code() == 0
     os.close(terminal.file)
 
@@ -227,7 +232,7 @@ def test_a_pipe_is_one_message_and_only_the_result_is_printed(run: Path, mode: s
         "The dog.\nIt ran.", context="It rained.", seed=2, max_new_tokens=8
     )
     assert (done.returncode, done.stdout) == (0, text.text + "\n")
-    cut_off = "backgpt: there was no room for the whole message: its beginning is missing\n"
+    cut_off = f"backgpt: {CUT_OFF.format('beginning')}\n"
     assert done.stderr == (cut_off if text.finish_reason == "length" else "")
 
 
@@ -235,7 +240,7 @@ def test_a_rewound_conversation_is_a_transcript_with_roles(run: Path) -> None:
     done = in_a_pipe("--model", run, "--mode=rewind", "--max-new-tokens=6", "--seed=1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("assistant: The dog.\n")
-    assert "no room for the whole message before: it is left out" in done.stderr
+    assert "longer than max-new-tokens or the context allows: it is left out" in done.stderr
 
 
 def test_json_has_candidates_their_log_probabilities_and_the_seed(run: Path) -> None:

@@ -176,6 +176,28 @@ def test_a_new_context_or_mode_begins_a_new_conversation(tokenizer: Tokenizer) -
     assert session.talks[0].said[0].seed == session.talks[1].said[0].seed == 1
 
 
+def test_a_new_conversation_begins_about_the_same_and_stays_one(tokenizer: Tokenizer) -> None:
+    session = session_of(tokenizer)
+    list(session.say("The dog."))
+    first = session.transcript
+    session.begin()
+    assert session.transcript == []
+    list(session.say("The cat."))
+    list(session.retry())
+    list(session.say("The fox."))
+    assert [len(talk.said) for talk in session.talks] == [1, 2]
+    assert session.messages(session.talks[0]) == first
+    session.undo()
+    session.undo()
+    assert session.transcript == []
+    list(session.say("The fox."))
+    stopped = session.retry()
+    next(stopped)
+    stopped.close()
+    list(session.say("The cat."))  # a retry that was stopped leaves it as it was
+    assert [len(talk.said) for talk in session.talks] == [1, 2]
+
+
 def test_a_retry_replaces_the_last_exchange_with_the_next_seed(tokenizer: Tokenizer) -> None:
     session = session_of(tokenizer)
     list(session.say("The dog."))
@@ -349,6 +371,26 @@ def test_a_file_that_was_altered_is_refused(
         Session.load(path, session.model)
 
 
+def test_what_was_said_is_what_the_messages_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    session = session_of(tokenizer, turns=4)
+    for mode in MODES:
+        session.mode = mode
+        list(session.say("The dog."))
+        list(session.say("The cat."))
+    session.save(path)
+    saved = json.loads(path.read_text())
+    for talk in saved["conversations"]:
+        for exchange in talk["exchanges"]:
+            said, exchange["text"] = exchange["text"], "A lie."
+            path.write_text(json.dumps(saved))
+            with pytest.raises(CorruptFileError, match="the file was altered"):
+                Session.load(path, session.model)
+            exchange["text"] = said
+    path.write_text(json.dumps(saved))
+    assert len(Session.load(path, session.model).talks) == len(session.talks)
+
+
 def test_another_unit_or_no_file_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     session = session_of(tokenizer)
     session.save(tmp_path / "chat.json")
@@ -366,7 +408,11 @@ def test_a_chat_is_saved_over_a_saved_chat_only(
     session.save(path)
     list(session.say("The dog."))
     session.save(path)
-    assert Session.load(path, session.model).transcript == session.transcript
+    loaded = Session.load(path, session.model)
+    assert loaded.transcript == session.transcript
+    loaded.save(path)
+    with pytest.raises(UsageError, match=r"chat\.json is there and is another chat"):
+        session_of(tokenizer).save(path)
     precious = tmp_path / "precious.txt"
     for content in (b"a novel", b"\xff", b"{}", b""):
         precious.write_bytes(content)

@@ -50,8 +50,9 @@ class Talk:
     said: tuple[Said, ...]
 
 
-LEFT_OUT = "there was no room for the whole message before: it is left out"
-CUT_OFF = "there was no room for the whole message: its {} is missing"
+LONGER = "longer than max-new-tokens or the context allows"
+LEFT_OUT = f"the message before is {LONGER}: it is left out"
+CUT_OFF = f"the message is {LONGER}: its {{}} is missing"
 
 Talks = tuple[Talk, ...]
 _Writing = Generator[Piece, None, tuple[ModelIds, float]]
@@ -64,8 +65,8 @@ def _ignore(notice: str) -> None:
 class Session:
     """A chat with a backward model; all settings may be changed between exchanges.
 
-    A change of `mode` or `context` begins a new conversation, and so does every exchange in the
-    modes `rewind` and `reply`. `notice` is called with what the user should know.
+    `begin`, or a change of `mode` or `context`, begins a new conversation, and so does every
+    exchange in the modes `rewind` and `reply`. `notice` is called with what the user should know.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Session:
         self.notice = notice
         self._template = Template(model.language)
         self._talks: Talks = ()
-        self._stopped: tuple[str, Talks, int] | None = None
+        self._begins = False  # a new conversation, whatever was said before
+        self._file: Path | None = None  # of this chat
+        self._stopped: tuple[str, Talks, bool, int] | None = None
         self._told_in: int | None = None  # the conversation that is known to be too long
 
     @property
@@ -125,8 +128,11 @@ class Session:
 
     @property
     def transcript(self) -> list[Message]:
-        """The messages of the latest conversation in reading order, made from its ids."""
-        return self.messages(self._talks[-1]) if self._talks else []
+        """The messages of the latest conversation in reading order, made from its ids.
+
+        There are none yet of one that `begin` began.
+        """
+        return self.messages(self._talks[-1]) if self._talks and not self._begins else []
 
     def messages(self, talk: Talk) -> list[Message]:
         """Return the messages of a conversation in reading order, made from its ids."""
@@ -138,6 +144,10 @@ class Session:
         question = self.model.language.order.to_reading(ModelIds(hints[place + 1 :]))
         return [Message("user", self.model.tokenizer.decode(question)), *messages]
 
+    def begin(self, context: str = "") -> None:
+        """Begin a new conversation, about `context`; those before it stay."""
+        self.context, self._begins, self._stopped = context, True, None
+
     def say(self, text: str) -> Generator[Piece, None, None]:
         """Say `text`; yield the pieces of what the model writes, each to be put in front.
 
@@ -145,7 +155,7 @@ class Session:
         interrupting it, drops what was written. Raises UsageError for an empty text or one that
         does not fit the context.
         """
-        yield from self._exchange(text, self._talks)
+        yield from self._exchange(text, self._talks, begins=self._begins)
 
     def retry(self) -> Generator[Piece, None, None]:
         """Say the last text again, in place of that exchange, with the next seed.
@@ -153,24 +163,25 @@ class Session:
         A seed that was set since then is taken as it is. Raises UsageError if nothing was said.
         """
         if self._stopped:
-            text, before, seed = self._stopped
+            text, before, begins, seed = self._stopped
         else:
             last = self._last("retry")
             text, before, seed = last.text, _without_last(self._talks), last.seed
+            begins = not last.start
         if self.seed == seed:
             self.seed += 1
-        yield from self._exchange(text, before)
+        yield from self._exchange(text, before, begins=begins)
 
     def undo(self) -> None:
         """Drop the last exchange. Raises UsageError if there is none."""
-        self._last("undo")
+        self._begins = not self._last("undo").start
         self._talks, self._stopped = _without_last(self._talks), None
 
     def save(self, path: Path) -> None:
         """Write all conversations and settings to `path` as JSON, whole or not at all.
 
-        Raises UsageError if something else than a saved chat is there, BackgptError if the disk
-        refuses.
+        Raises UsageError if something else is there than this chat, saved before or loaded from
+        there; BackgptError if the disk refuses.
         """
         saved = SavedSession(
             version=1,
@@ -195,7 +206,8 @@ class Session:
                 for talk in self._talks
             ),
         )
-        write_session(saved, path)
+        write_session(saved, path, over=self._file)
+        self._file = path.resolve()
 
     @classmethod
     def load(cls, path: Path, model: Model, *, notice: Callable[[str], None] = _ignore) -> Self:
@@ -225,20 +237,24 @@ class Session:
             raise UsageError(
                 f"{path} was made with another tokenizer or unit: load its model{its_model}"
             )
+        session._file = path.resolve()
         session._talks = tuple(session._restored(talk, path) for talk in saved.conversations)
         return session
 
-    def _exchange(self, text: str, before: Talks) -> Generator[Piece, None, None]:
-        """Write what answers `text`, said after the conversations `before`; then remember both."""
+    def _exchange(self, text: str, before: Talks, *, begins: bool) -> Generator[Piece, None, None]:
+        """Write what answers `text`, said after the conversations `before`; then remember both.
+
+        It goes on with the last of them, if that is alike, unless it `begins` another.
+        """
         seed, text = self.seed, text.replace("\r\n", "\n").strip()
         last = before[-1] if before else None
         alike = last and (last.mode, last.context) == (self.mode, self.context)
-        goes_on = last if alike and self.mode == "ask" else None
+        goes_on = last if alike and self.mode == "ask" and not begins else None
         ways = {"ask": self._ask, "rewind": self._rewind, "reply": self._reply}
         try:
             ids, logprob = yield from ways[self.mode](text, goes_on, seed)
         except (GeneratorExit, KeyboardInterrupt):
-            self._stopped = (text, before, seed)
+            self._stopped = (text, before, begins, seed)
             raise
         said = Said(text=text, start=len(goes_on.ids) if goes_on else 0, seed=seed, logprob=logprob)
         if goes_on:
@@ -246,7 +262,7 @@ class Session:
             before = before[:-1]
         else:
             talk = Talk(self.mode, self.context, ids, (said,))
-        self._talks, self._stopped = (*before, talk), None
+        self._talks, self._begins, self._stopped = (*before, talk), False, None
 
     def _ask(self, answer: str, talk: Talk | None, seed: int) -> _Writing:
         """Put the user's answer in front of the conversation and write the question to it."""
@@ -343,6 +359,10 @@ class Session:
             whole = starts[:1] == [0] and sorted(set(starts)) == starts and starts[-1] < len(ids)
             whole = whole and min(ids) >= 0 and max(ids) < self.model.tokenizer.vocab_size
             whole = whole and _saved_messages(self.messages(talk)) == saved.messages
+            whole = whole and all(
+                _said_in(saved, number).strip() == said.text
+                for number, said in enumerate(saved.exchanges)
+            )
         except (IndexError, OverflowError):  # no marker where one must be, or no id at all
             whole = False
         if not whole:
@@ -361,6 +381,11 @@ def _without_last(talks: Talks) -> Talks:
 
 def _joined(*parts: IdArray | Iterable[int]) -> ModelIds:
     return ModelIds(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
+
+
+def _said_in(saved: SavedTalk, number: int) -> str:
+    """Return what the user said in an exchange, from the messages: the last one was said first."""
+    return saved.messages[0 if saved.mode == "reply" else -1 - 2 * number].content
 
 
 def _saved_messages(messages: Iterable[Message]) -> tuple[SavedMessage, ...]:

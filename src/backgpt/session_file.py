@@ -76,12 +76,12 @@ class SavedSession(Settings):
     conversations: tuple[SavedTalk, ...]
 
 
-def write_session(saved: SavedSession, path: Path) -> None:
-    """Write a chat to `path` whole or not at all, over a saved chat but over nothing else.
+def write_session(saved: SavedSession, path: Path, *, over: Path | None) -> None:
+    """Write a chat to `path` whole or not at all, over the file `over`, its own, but nothing else.
 
-    Raises UsageError if that cannot be there, BackgptError if the disk refuses.
+    Raises UsageError if it cannot be there, BackgptError if the disk refuses.
     """
-    _check_place(path)
+    _check_place(path, over)
     text = json.dumps(saved.model_dump(mode="json"), ensure_ascii=False)
     try:
         write_whole(path, f"{text}\n".encode())
@@ -97,8 +97,8 @@ def read_session(path: Path) -> SavedSession:
         raise CorruptFileError(f"not a saved chat: {error}") from None
 
 
-def _check_place(path: Path) -> None:
-    """Raise UsageError unless `path` is free, or a saved chat, in a folder that is there."""
+def _check_place(path: Path, over: Path | None) -> None:
+    """Raise UsageError unless `path`, in a folder that is there, is free or the chat `over`."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name a file, such as chat.json")
     if not path.parent.is_dir():
@@ -108,3 +108,5 @@ def _check_place(path: Path) -> None:
             read_session(path)
         except BackgptError:
             raise UsageError(f"{path} is there and is no saved chat: name another file") from None
+        if path.resolve() != over:
+            raise UsageError(f"{path} is there and is another chat: name another file")

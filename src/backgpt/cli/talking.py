@@ -24,9 +24,9 @@ HELP = """\
 /save FILE              write the chat to a JSON file
 /seed N                 draw with this seed from now on
 /temperature T          below 1 safer, above 1 wilder
-/context TEXT           what the conversation is about; begins a new one
+/context TEXT           begin a new conversation, about this or about nothing
 /help                   this list
-/quit                   the end, as Ctrl-D; Ctrl-C stops a message"""
+/quit                   the end, as Ctrl-D; Ctrl-C stops a message, or drops the line"""
 DOES = {
     "ask": "you answer, it asks",
     "rewind": "you say how it ends, it writes what came before",
@@ -51,9 +51,12 @@ def talk(session: Session) -> None:
     while not chat.ended:
         try:
             line = input(PROMPT).strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:  # as in a shell: it drops the line, not the chat
+            _tell("\nCtrl-D ends the chat")
+            continue
         except UnicodeDecodeError:
             _tell("this is not UTF-8: type it again")
             continue
@@ -154,7 +157,7 @@ class _Chat:
         _tell(f"temperature {value:g}")
 
     def _context(self, context: str) -> None:
-        self._session.context = context
+        self._session.begin(context)
         _tell("a new conversation begins" + (", with this context" if context else ""))
 
     def _quit(self, _: str) -> None:
