@@ -191,10 +191,11 @@ class PulledError(Exception):
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 2])
-@pytest.mark.parametrize("tail", [b"", b'{"instruction": "Wh', b'{"instruction": "What?"}\n'])
+@pytest.mark.parametrize("written", [0, 19, "a line"])
 def test_an_interrupted_job_goes_on_to_the_same_result(
-    tokenizer: Tokenizer, texts: list[str], tmp_path: Path, stopped_after: int, tail: bytes
+    tokenizer: Tokenizer, texts: list[str], tmp_path: Path, stopped_after: int, written: int | str
 ) -> None:
+    """It may have been killed between writing pairs and saying so, or while writing them."""
     given, settings = documents(texts), settings_of()
     whole, halves = tmp_path / "whole.jsonl", tmp_path / "halves.jsonl"
     label(given, whole, model_of(tokenizer), settings)
@@ -208,8 +209,9 @@ def test_an_interrupted_job_goes_on_to_the_same_result(
         with pytest.raises(PulledError):
             label(given, halves, model_of(tokenizer), settings, report=stop)
         assert len(lines(halves)) < len(lines(whole))
+        tail = whole.read_bytes()[halves.stat().st_size :]
         with halves.open("ab") as file:
-            file.write(tail)
+            file.write(tail[: tail.index(b"\n") + 1 if written == "a line" else int(written)])
     model = model_of(tokenizer)
     done = label(given, halves, model, settings)
     assert halves.read_bytes() == whole.read_bytes()
@@ -217,6 +219,30 @@ def test_an_interrupted_job_goes_on_to_the_same_result(
     again = model_of(tokenizer)
     assert label(given, halves, again, settings) == done
     assert not hasattr(again.engine, "scored")  # nothing was left to do
+
+
+@pytest.mark.parametrize("n_done", [0, 3, 10])
+def test_lines_that_a_user_put_there_are_not_deleted(
+    tokenizer: Tokenizer, texts: list[str], tmp_path: Path, n_done: int
+) -> None:
+    given, settings, out = documents(texts), settings_of(), tmp_path / "out.jsonl"
+
+    def unreadable() -> Iterator[Document]:
+        yield given[0]
+        raise DataError("line 2 is no JSON")
+
+    if n_done:
+        label(given, out, model_of(tokenizer), settings, limit=n_done)
+    else:
+        with pytest.raises(DataError, match="no JSON"):
+            label(unreadable(), out, model_of(tokenizer), settings)
+    with out.open("ab") as file:
+        file.write(b'{"instruction": "Mine?", "response": "Mine."}\n')
+    before = out.read_bytes()
+    for _ in range(2):
+        with pytest.raises(CorruptFileError, match="with what this job did not write"):
+            label(given, out, model_of(tokenizer), settings)
+        assert out.read_bytes() == before
 
 
 def test_two_jobs_do_not_write_one_file(

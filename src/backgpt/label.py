@@ -122,7 +122,7 @@ def label(
         hold(file.fileno(), out)
         if _state_of(out, settings) != state:
             raise UsageError(f"another process wrote to {out} just now: run it again to go on")
-        _begin(file, out, state)
+        unfinished = _begin(file, out, state)
         while state.n_texts < most:
             batch = [*done, *islice(rest, size - len(done))]
             first = state.n_texts - len(done)
@@ -131,6 +131,10 @@ def label(
                 break
             found = _label_batch(model, judge, batch, settings, first=first, to_do=to_do)
             lines = [_line(pair) for pair in found if isinstance(pair, Pair)]
+            if not b"".join(lines).startswith(unfinished):
+                raise _not_its_own(out, state)
+            unfinished = b""
+            file.truncate(state.n_bytes)
             file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
@@ -148,6 +152,8 @@ def label(
             done = []
             _write_state(out, state)
             report(state)
+        if unfinished:
+            raise _not_its_own(out, state)
     return state
 
 
@@ -343,15 +349,25 @@ def _opened(out: Path) -> BinaryIO:
         raise cannot_write(out, error) from None
 
 
-def _begin(file: BinaryIO, out: Path, state: LabelState) -> None:
-    """Write the state of a job that is new, and cut its open file back to just what is done."""
+def _begin(file: BinaryIO, out: Path, state: LabelState) -> bytes:
+    """Write the state of a job that is new; return what its open file holds beyond what is done.
+
+    That is the beginning of the next batch, if the job was killed while it wrote it.
+    """
     if not state.n_texts:
         _write_state(out, state)
     file.seek(0)
     n_kept = sum(1 for _ in islice(file, state.n_kept))
     if (n_kept, file.tell()) != (state.n_kept, state.n_bytes):
         raise CorruptFileError(f"{out} is not as it was left: start anew with another --out")
-    file.truncate(state.n_bytes)  # of a batch that was not finished
+    return file.read()
+
+
+def _not_its_own(out: Path, state: LabelState) -> CorruptFileError:
+    return CorruptFileError(
+        f"{out} goes on, after {state.n_kept:,} lines, with what this job did not write: "
+        "take that out, or start anew with another --out"
+    )
 
 
 def _write_state(out: Path, state: LabelState) -> None:
