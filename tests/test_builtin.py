@@ -262,6 +262,8 @@ def test_what_was_not_obeyed_is_told_beside_the_texts(
     assert capsys.readouterr().err == ""
     assert command(*options[:-1], "--length=short") == 0
     assert capsys.readouterr().err == ""
+    assert command(*options, "--order=model") == 0
+    assert "not obeyed: length;" in capsys.readouterr().err
 
 
 def test_hints_change_what_sample_writes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

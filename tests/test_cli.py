@@ -322,6 +322,15 @@ def test_a_bridge_has_both_texts_byte_for_byte() -> None:
     assert (record["opening"], record["ending"], record["seed"]) == (opening, ending, 1)
 
 
+def test_what_a_bridge_does_not_obey_is_told() -> None:
+    options = [*BOTH_WAYS, "--best-of=2", "--opening=One day,", "--ending=ran.", "--length=long"]
+    done = backgpt_command(*options)
+    assert "not obeyed: length;" in done.stderr
+    [record] = map(json.loads, backgpt_command(*options, "--json").stdout.splitlines())
+    assert record["asked"] == {"length": "long"}
+    assert record["obeyed"] == {"length": False}
+
+
 def test_of_more_bridges_the_best_are_shown_and_either_way_can_write_them() -> None:
     options = [*BOTH_WAYS, "--opening=Once there was a fox.", "--ending=-", "--json"]
     shown = {}
@@ -387,6 +396,7 @@ def test_verse_has_a_line_for_each_word() -> None:
 def test_no_ending_and_too_long_an_ending_are_refused(run: Path) -> None:
     assert_refused(backgpt_command("sample", "--model", run), 2, '--ending "The end."')
     assert_refused(backgpt_command("sample", "--model", run, "--ending= \n"), 2, "is blank")
+    assert_refused(backgpt_command("sample", "--model", run, "--ending="), 2, "'' is blank")
     long = backgpt_command("sample", "--model", run, "--ending", "and then " * 100)
     assert_refused(long, 2, "reads at most 64", "shorter")
 
@@ -444,6 +454,26 @@ def test_an_interrupt_while_it_is_still_being_imported_is_no_traceback() -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "backgpt: interrupted\n")
+
+
+@pytest.mark.parametrize("kept", ["as its cause", "in its message"])
+def test_an_interrupt_that_a_library_put_an_error_around_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kept: str
+) -> None:
+    """Python does while a class is made, pydantic while a schema is, in its message alone."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        if kept == "in its message":
+            raise ValueError("KeyboardInterrupt:")
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    monkeypatch.setattr("backgpt.api.load", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["sample", "--ending", "The end."])
+    assert capsys.readouterr().err == "backgpt: interrupted\n"
 
 
 def test_a_message_is_one_line_whatever_is_in_a_name(tmp_path: Path) -> None:

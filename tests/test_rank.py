@@ -343,6 +343,8 @@ def test_answers_that_cannot_be_ranked_are_refused(model: Model) -> None:
         of_kind = replace(model, takes_chat=chat)
         with pytest.raises(UsageError, match="no answer to rank"):
             of_kind.rank("Who?", [])
+        with pytest.raises(UsageError, match=r"answers = 'He\.': give a list"):
+            of_kind.rank("Who?", "He.")
         with pytest.raises(UsageError, match=r"do not fit.*shorten"):
             of_kind.rank("Who?", ["He.", "a " * 300])
         with pytest.raises(UsageError, match="forward model cannot judge"):

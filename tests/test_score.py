@@ -342,3 +342,10 @@ def test_a_word_stands_with_the_white_space_in_front_of_it(
     [score] = score_texts(engine, Language(tokenizer, "backward", "token"), [text])
     found = [word.text for word in word_scores(tokenizer, text, score)]
     assert found == ["Once", " there", "\n\n was", "  a", " fox.", "\n"]
+    with pytest.raises(UsageError, match="the score is that of another text"):
+        word_scores(tokenizer, text + "It ran.", score)
+
+
+def test_one_text_is_no_list_of_texts(engine: TorchEngine, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match=r"texts = 'The end\.': give a list"):
+        score_texts(engine, Language(tokenizer, "backward", "token"), "The end.")

@@ -311,6 +311,15 @@ def test_tokens_join_to_the_text_with_their_own_log_probabilities(
     assert [c["choices"][0]["logprobs"] for c in streamed if c["choices"][0]["logprobs"]] == [found]
 
 
+def test_echo_without_writing_or_scores_is_the_given_text(address: str, model: Model) -> None:
+    asked: dict[str, Any] = {"echo": True, "max_tokens": 0}
+    [choice] = post(address, PATH, **asked, prompt="The end.").json()["choices"]
+    assert (choice["text"], choice["logprobs"]) == ("The end.", None)
+    ids = model.tokenizer.mark(model.tokenizer.encode("The end.")).tolist()
+    [choice] = post(address, PATH, prompt=ids, echo=True).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("The end.", "stop")
+
+
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 @pytest.mark.parametrize("n_likeliest", [0, 2])
 def test_echo_without_writing_scores_the_given_text(

@@ -14,7 +14,7 @@ from os import PathLike
 
 from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.around import Surrounded, surround
-from backgpt.bridge import Bridge, check_given, join, room_for_middle
+from backgpt.bridge import Bridge, best_places, check_given, join, room_for_middle
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
 from backgpt.engine import Dtype, Engine
@@ -171,8 +171,9 @@ class Model:
         sampling: Sampling | None = None,
         seed: int | None = None,
     ) -> list[Bridge]:
-        """Write `n` texts from `opening` to `ending`, both byte for byte; the best joined first.
+        """Write `n` texts from `opening` to `ending`, both byte for byte, the best first.
 
+        Best are, of those that obey most of what they were told, those that are joined best.
         What the model writes from one of them is cut where it goes best with the other (see
         `bridge`, the module), judged by it and its `twin`, which a model that runs both ways is
         itself. Raises UsageError without a twin, for an empty text, or one that does not fit.
@@ -191,7 +192,8 @@ class Model:
         )
         far = opening if self.direction == "backward" else ending
         found = finished(join(self, other, texts, far))
-        return sorted(found, key=lambda bridge: -bridge.logprob)
+        hints = Hints(words=tuple(words), length=length)
+        return [found[place] for place in best_places(found, hints)]
 
     def surround(
         self,
@@ -265,6 +267,8 @@ class Model:
         """
         if self.direction == "forward":
             raise UsageError("a forward model cannot judge what came before: load it backward")
+        if isinstance(answers, str):
+            raise UsageError(f"answers = {answers!r}: give a list of texts")
         if not answers:
             raise UsageError("there is no answer to rank: give some")
         if not question.strip():

@@ -17,6 +17,7 @@ import numpy as np
 
 from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
+from backgpt.hints import Hints
 from backgpt.language import Language, Parts
 from backgpt.order import IdArray, ModelIds, ReadingIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, written_in_slices
@@ -118,6 +119,16 @@ def join(
         one.bridge(place, logprob + end)
         for one, (logprob, place), end in zip(cuttings, best, ends, strict=True)
     ]
+
+
+def best_places(bridges: Sequence[Bridge], hints: Hints) -> list[int]:
+    """Return which of `bridges` are best, best first: of those that obey most, the best joined."""
+
+    def goodness(place: int) -> tuple[int, float]:
+        bridge = bridges[place]
+        return sum(hints.obeyed_by(bridge.text).values()), bridge.logprob
+
+    return sorted(range(len(bridges)), key=goodness, reverse=True)
 
 
 def _likings(

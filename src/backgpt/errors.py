@@ -78,3 +78,13 @@ class StoppedError(BackgptError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether Ctrl-C is behind an error: some libraries put another one around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt) or "KeyboardInterrupt" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

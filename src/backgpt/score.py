@@ -93,9 +93,12 @@ def word_scores(
     """Return what `score` says of each word of its `text`; the words join to the text.
 
     White space that no word follows is a word of its own. `ids` are the text's, if they are known.
+    Raises UsageError if the score is that of another text.
     """
     decoder = RightwardDecoder(added=tokenizer.added_spaces)
     ids = tokenizer.encode(text) if ids is None else ids
+    if len(score.token_logprobs) != len(ids) + 2:
+        raise UsageError("the score is that of another text: give the text that was scored")
     pieces = [decoder.push(tokenizer.token_bytes[int(id_)]) for id_ in ids]
     words: list[tuple[str, float]] = []
     in_word = True
@@ -145,6 +148,8 @@ def score_texts(
     Texts that are longer than the context, or than `context` ids, are cut into windows (see
     `windows`). Raises UsageError if `overlap`, in ids, is not from 0 to less than the context.
     """
+    if isinstance(texts, str):
+        raise UsageError(f"texts = {texts[:40]!r}: give a list of texts")
     ids = [language.tokenizer.encode(text) for text in texts]
     sizes = [len(text.encode()) for text in texts]
     return score_ids(engine, language, ids, sizes, overlap=overlap, context=context)

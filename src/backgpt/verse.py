@@ -227,6 +227,8 @@ def _ending_logprobs(
 
 
 def _check(end_words: Sequence[str]) -> None:
+    if isinstance(end_words, str):
+        raise UsageError(f"end words = {end_words!r}: give a list, a word for each line")
     if not end_words:
         raise UsageError("there are no end words: give one for each line")
     for word in end_words:

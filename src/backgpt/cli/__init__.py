@@ -27,7 +27,7 @@ from backgpt.cli.score import score
 from backgpt.cli.serve import serve
 from backgpt.cli.train import train
 from backgpt.cli.unreverse import unreverse
-from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError, printable
+from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError, printable, was_interrupted
 
 UNEXPECTED = "Got unexpected extra argument(s) "
 EXPECTED = {"sample": "--ending", "train": "--data", "serve": "--model"}
@@ -96,6 +96,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         place = error.filename or "standard output or a file"
         _fail(f"{place}: {error.strerror or error}", EXIT_FAILURE)
     except Exception as error:
+        if was_interrupted(error):
+            _fail("interrupted", EXIT_INTERRUPTED)
         usage = _parser_error(error, given)
         if usage is None:
             raise

@@ -108,8 +108,8 @@ class Asked:
         if texts.count("-") > 1:
             raise UsageError("- reads standard input: give it once")
         ending, opening, around = (standard_input() if text == "-" else text for text in texts)
-        given = ending or opening
-        if self.kind() == "text" and given and not given.strip():
+        given = opening if ending is None else ending
+        if self.kind() == "text" and given is not None and not given.strip():
             raise UsageError(f"the text {given!r} is blank: give some words")
         return replace(self, prompt=None, ending=ending, opening=opening, around=around)
 

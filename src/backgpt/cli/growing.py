@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 
-def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> None:
-    """Show `text` as pieces join it. Leftward, lines fill from the end: what stands there stays.
+def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> str:
+    """Show `text` as pieces join it, and return it whole.
 
-    When it is finished the `label` stands in front of it.
+    Leftward, lines fill from the end: what stands there stays. When it is finished the `label`
+    stands in front of it.
     """
     from rich.console import Console
     from rich.live import Live
@@ -20,6 +21,7 @@ def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label
             live.update(Lines(shown, justify="right" if leftward else "left"))
         live.vertical_overflow = "visible"
         live.update(Lines(label + text))
+    return text
 
 
 def lines_from_end(text: str, width: int) -> list[str]:

@@ -207,26 +207,27 @@ def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Samplin
         "sampling": sampling,
         "seed": asked.seed,
     }
+    hints = _hints(model, asked.opening, asked.wanted_words, asked.length)
     leftward = model.direction == "backward"
     if asked.stream and sys.stdout.isatty():
         start = (asked.ending if leftward else asked.opening) or ""
-        show_growing(model.stream(**request), start, leftward=leftward)
+        shown = show_growing(model.stream(**request), start, leftward=leftward)
+        tell_what_was_not_obeyed(hints, [shown])
         return
     started = time.perf_counter()
     texts = model.write(
         **request, n=asked.num_samples, best_of=asked.best_of or 1, rank_by=asked.rank, twin=twin
     )
     if asked.order == "model":
-        shown = [model.as_written(text, continues=asked.continues) for text in texts]
-        print_texts(({"text": text} for text in shown), as_json=False)
-        return
-    n_written = sum(text.n_tokens for text in texts)
-    speed = n_written / (time.perf_counter() - started) if asked.best_of is None else None
-    hints = _hints(model, asked.opening, asked.wanted_words, asked.length)
-    records = (record_of_text(model, text, hints, speed) for text in texts)
-    print_texts(records, as_json=asked.as_json)
+        as_written = (model.as_written(text, continues=asked.continues) for text in texts)
+        print_texts(({"text": text} for text in as_written), as_json=False)
+    else:
+        n_written = sum(text.n_tokens for text in texts)
+        speed = n_written / (time.perf_counter() - started) if asked.best_of is None else None
+        records = (record_of_text(model, text, hints, speed) for text in texts)
+        print_texts(records, as_json=asked.as_json)
     if not asked.as_json:
-        tell_what_was_not_obeyed(hints, texts)
+        tell_what_was_not_obeyed(hints, [text.text for text in texts])
 
 
 def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
@@ -242,7 +243,11 @@ def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampl
         sampling=sampling,
         seed=asked.seed,
     )
-    print_texts(map(record_of_bridge, bridges[: asked.num_samples]), as_json=asked.as_json)
+    best = bridges[: asked.num_samples]
+    hints = _hints(model, None, asked.wanted_words, asked.length)
+    print_texts((record_of_bridge(one, hints) for one in best), as_json=asked.as_json)
+    if not asked.as_json:
+        tell_what_was_not_obeyed(hints, [one.text for one in best])
 
 
 def _around(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:

@@ -28,10 +28,10 @@ def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
         print(SEPARATOR.join(record["text"] for record in records))
 
 
-def tell_what_was_not_obeyed(hints: "Hints", texts: "Sequence[Text]") -> None:
+def tell_what_was_not_obeyed(hints: "Hints", texts: Sequence[str]) -> None:
     """Say on standard error which hints some texts do not obey."""
     failed = Counter(
-        kind for text in texts for kind, obeyed in hints.obeyed_by(text.text).items() if not obeyed
+        kind for text in texts for kind, obeyed in hints.obeyed_by(text).items() if not obeyed
     )
     if not failed:
         return
@@ -48,7 +48,6 @@ def tell_what_was_not_obeyed(hints: "Hints", texts: "Sequence[Text]") -> None:
 def record_of_text(model: "Model", text: "Text", hints: "Hints", speed: float | None) -> Record:
     """Return what is told of one text; `speed`, if it is known, is in tokens per second."""
     given = "ending" if model.direction == "backward" else "opening"
-    asked = {"asked": dict(hints.texts()), "obeyed": hints.obeyed_by(text.text)} if hints else {}
     return {
         "text": text.text,
         given: text.given,
@@ -57,11 +56,11 @@ def record_of_text(model: "Model", text: "Text", hints: "Hints", speed: float | 
         "n_tokens": text.n_tokens,
         **({} if speed is None else {"tokens_per_second": round(speed, 1)}),
         "seed": text.seed,
-        **asked,
+        **_obeyed(hints, text.text),
     }
 
 
-def record_of_bridge(bridge: "Bridge") -> Record:
+def record_of_bridge(bridge: "Bridge", hints: "Hints") -> Record:
     """Return what is told of one bridge."""
     return {
         "text": bridge.text,
@@ -71,6 +70,7 @@ def record_of_bridge(bridge: "Bridge") -> Record:
         "finish_reason": bridge.finish_reason,
         "logprob": bridge.logprob,
         "seed": bridge.seed,
+        **_obeyed(hints, bridge.text),
     }
 
 
@@ -95,3 +95,7 @@ def record_of_verse(verse: "Verse") -> Record:
         "logprob": verse.logprob,
         "seed": verse.seed,
     }
+
+
+def _obeyed(hints: "Hints", text: str) -> Record:
+    return {"asked": dict(hints.texts()), "obeyed": hints.obeyed_by(text)} if hints else {}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backgpt.api import Model
+from backgpt.bridge import best_places as best_bridges
 from backgpt.bridge import join
 from backgpt.generate import Drawing
 from backgpt.hints import Hints
@@ -73,7 +74,7 @@ class Choices:
                 text=one.prompt.text,
                 finish_reason="stop" if one.whole else "length",
                 logprobs=self._logprobs(
-                    self.given_tokens[index // self.asked.count], one.prompt.text, one.prompt.text
+                    self._given_tokens(index), one.prompt.text, one.prompt.text
                 ),
                 backgpt=ChoiceDetails(seed=seed, logprob=0.0, n_tokens=0),
             )
@@ -90,8 +91,7 @@ class Choices:
         ]
         if self.asked.echo:
             shown, uncut = text.text, drawing.whole
-            given = self.given_tokens[index // self.asked.count] if self.given_tokens else []
-            tokens = [*given, *written]
+            tokens = [*self._given_tokens(index), *written]
         else:
             shown, uncut, tokens = drawing.written, drawing.uncut, written
         return CompletionChoice(
@@ -119,7 +119,7 @@ class Choices:
         joined = yield from join(
             self.model, self.model.turned(), texts, one.far or "", together=IDS_IN_A_SLICE
         )
-        pairs = sorted(zip(joined, texts, strict=True), key=lambda pair: -pair[0].logprob)
+        pairs = [(joined[place], texts[place]) for place in best_bridges(joined, one.hints)]
         return [
             CompletionChoice(
                 index=index,
@@ -153,6 +153,10 @@ class Choices:
             for place in places:
                 choices.append(self.of_text(len(choices), group[place]))
         return choices
+
+    def _given_tokens(self, index: int) -> list[Token]:
+        """Return the tokens of the text that choice `index` was given, if they are to be told."""
+        return self.given_tokens[index // self.asked.count] if self.given_tokens else []
 
     def _logprobs(
         self, tokens: Sequence[Token], text: str, uncut: str, *, after: str = ""
