@@ -139,6 +139,24 @@ def test_the_best_of_several_texts_is_one_of_them(model: Model) -> None:
     assert len({tuple(texts) for texts in chosen.values()}) > 1
 
 
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_texts_are_told_of_as_soon_as_they_are_finished(
+    model: Model, monkeypatch: pytest.MonkeyPatch, best_of: int
+) -> None:
+    monkeypatch.setattr("backgpt.generate.MOST_AT_ONCE", 4)
+    told: list[list[str]] = []
+    texts = model.write(
+        "The end.",
+        n=6,
+        best_of=best_of,
+        max_new_tokens=8,
+        seed=1,
+        report=lambda some: told.append([text.text for text in some]),
+    )
+    assert [len(some) for some in told] == ([4, 2] if best_of == 1 else [1] * 6)
+    assert [text for some in told for text in some] == [text.text for text in texts]
+
+
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 def test_twins_in_two_files_rank_as_one_model_does(model: Model, direction: Direction) -> None:
     way = model if direction == "backward" else model.turned()

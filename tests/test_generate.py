@@ -31,11 +31,12 @@ class TableEngine:
     ) -> None:
         self.logits, self.vocab_size, self.block_size = logits, vocab_size, block_size
         self.rows: dict[int, list[int]] = {}
-        self.steps = 0
+        self.steps = self.most_rows = 0
 
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         names = [max(self.rows, default=-1) + 1 + i for i in range(copies)]
         self.rows |= {name: ids.tolist() for name in names}
+        self.most_rows = max(self.most_rows, len(self.rows))
         return names, self.logits(ids.tolist())
 
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
@@ -234,6 +235,22 @@ def test_a_sample_does_not_depend_on_those_beside_it(tokenizer: Tokenizer) -> No
     assert len({text.text for text in several}) == 4
     other_seed = collect(random_engine(tokenizer), lang, prompt, sampling=Sampling(), seed=4)
     assert other_seed[0].text != alone[0].text
+
+
+def test_many_texts_are_written_a_few_at_a_time_and_are_the_same(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lang = language(tokenizer)
+    prompts = [lang.prompt(text, at_edge=True) for text in ("The end.", "It ran.", "So.")]
+    options: dict[str, Any] = {"n": 5, "sampling": Sampling(), "max_new_tokens": 9}
+    together = collect_all(random_engine(tokenizer), lang, prompts, [1, 2, 3], **options)
+    for most, rows in ((1, 1), (3, 3), (7, 5), (15, 15)):
+        monkeypatch.setattr("backgpt.generate.MOST_AT_ONCE", most)
+        engine = random_engine(tokenizer)
+        found = collect_all(engine, lang, prompts, [1, 2, 3], **options)
+        for one, other in zip(found, together, strict=True):
+            assert [text.text for text in one] == [text.text for text in other]
+        assert engine.most_rows == rows
 
 
 def test_the_log_probability_is_the_models_own_and_counts_the_stop(tokenizer: Tokenizer) -> None:

@@ -8,8 +8,10 @@ Every door (command line, server) goes through here.
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from os import PathLike
 
 from backgpt.alternatives import Alternative, find_alternatives
@@ -20,7 +22,7 @@ from backgpt.chat import Template
 from backgpt.engine import Dtype, Engine
 from backgpt.engines import EngineName, open_engine
 from backgpt.errors import UsageError
-from backgpt.generate import Text, collect, in_model_order, pieces
+from backgpt.generate import Text, collect, in_model_order, pieces, texts_of
 from backgpt.hints import NO_HINTS, Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
@@ -28,6 +30,7 @@ from backgpt.model_folder import read_model
 from backgpt.order import Direction, Unit
 from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.score import Score, WordScore, score_texts, sums_written, word_scores
 from backgpt.shape import ModelConfig
@@ -81,6 +84,7 @@ class Model:
         best_of: int = 1,
         rank_by: Method | None = None,
         twin: "Model | None" = None,
+        report: Callable[[Sequence[Text]], None] = lambda texts: None,
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
@@ -92,6 +96,7 @@ class Model:
         at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
         ends where one of the texts `stop` is written, which are not part of it. The same `seed`
         gives the same texts; without one a new one is drawn and can be read from the result.
+        `report` is called with every few of them as soon as they are finished.
 
         Each text is the best of `best_of` that are written: of those that obey most of what they
         were told, `rank_by` one direction or both (see `rank`, the module); without it the one that
@@ -111,8 +116,7 @@ class Model:
             raise UsageError(
                 "ranking is for whole texts: leave out 'best_of', or 'continues' and 'stop'"
             )
-        texts = collect(
-            self.engine,
+        job = Job(
             self.language,
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
             n=_at_least_1(n) * _at_least_1(best_of, "best_of"),
@@ -121,13 +125,17 @@ class Model:
             seed=_seed(seed),
             stop=stop,
         )
-        if best_of == 1:
-            return texts
-        groups = (texts[first : first + best_of] for first in range(0, len(texts), best_of))
         hints = Hints(opening if self.direction == "backward" else None, tuple(words), length)
-        return [
-            best_of_texts(group, method, writer=self, twin=other, hints=hints) for group in groups
-        ]
+        groups: Iterable[list[Text]] = texts_of(self.engine, [job])
+        if best_of > 1:
+            texts = chain.from_iterable(groups)
+            judge = partial(best_of_texts, method=method, writer=self, twin=other, hints=hints)
+            groups = ([judge(list(islice(texts, best_of)))] for _ in range(n))
+        written: list[Text] = []
+        for group in groups:
+            report(group)
+            written += group
+        return written
 
     def stream(
         self,

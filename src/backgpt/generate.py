@@ -4,9 +4,10 @@
 a backward model. One sample or many, streaming or not: all go through `Drawing`.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from backgpt.sampling import Sampling
 from backgpt.stop_strings import StopStrings
 
 FinishReason = Literal["stop", "length"]
+MOST_AT_ONCE = 128
+"""How many texts are written side by side: more are no faster, and their keys need memory."""
 
 
 @dataclass(frozen=True)
@@ -187,20 +190,46 @@ def collect_all(
         )
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    for job in jobs:  # so that nothing is read before all are known to fit
+    texts = chain.from_iterable(texts_of(engine, jobs))
+    return [list(islice(texts, n)) for _ in jobs]
+
+
+def texts_of(engine: Engine, jobs: Sequence[Job]) -> Generator[list[Text], None, None]:
+    """Yield the texts of `jobs` in their order: lists of those that are written side by side.
+
+    Closing the generator stops the computation. Raises as `collect`, before anything is read.
+    """
+    for job in jobs:
         room_for(engine, job)
-    drawings = [[Drawing(job) for _ in range(n)] for job in jobs]
+    together: list[Job] = []
+    for part in _parts(jobs):
+        if sum(job.n for job in (*together, part)) > MOST_AT_ONCE:
+            yield _side_by_side(engine, together)
+            together = []
+        together.append(part)
+    yield _side_by_side(engine, together)
+
+
+def _parts(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Yield jobs of at most `MOST_AT_ONCE` samples each that write what `jobs` do."""
+    for job in jobs:
+        for first in range(0, job.n, MOST_AT_ONCE):
+            yield replace(job, n=min(MOST_AT_ONCE, job.n - first), first=job.first + first)
+
+
+def _side_by_side(engine: Engine, jobs: Sequence[Job]) -> list[Text]:
+    drawings: list[Drawing] = []
     with closing(Running(engine)) as running:
         for job in jobs:
-            running.add(job)
+            drawings += [Drawing(job) for _ in running.add(job)]
         for drawn in running.steps():
-            drawing = drawings[drawn.number // n][drawn.number % n]
+            drawing = drawings[drawn.number]
             drawing.take(drawn)
             if drawing.stopped:
                 running.cancel([drawn.number])
-    for drawing in (drawing for of_job in drawings for drawing in of_job):
+    for drawing in drawings:
         drawing.finish()
-    return [[drawing.result for drawing in of_job] for of_job in drawings]
+    return [drawing.result for drawing in drawings]
 
 
 class Drawing:

@@ -50,7 +50,7 @@ class LabelSettings(Settings):
     twin: str | None = None
     source: str
     field: str = "text"
-    candidates: int = Field(default=4, ge=1)
+    candidates: int = Field(default=4, ge=1, le=1024)
     score: Way
     threshold: float | None = None
     batch_size: int = Field(default=8, ge=1, le=2**24)

@@ -32,12 +32,14 @@ class Job:
 
     Each ends with one of the prompt's stops, or after `max_new_tokens`, or where the context is
     full. `stop` are texts that end it as well, which is for who makes text of the ids to see.
+    What a sample is drawn with depends on `seed` and its number, counted from `first`, alone.
     With `n_likeliest` so many of the likeliest ids are told of every id drawn.
     """
 
     language: Language = field(repr=False)
     prompt: Prompt = field(repr=False)
     n: int = field(default=1, kw_only=True)
+    first: int = field(default=0, kw_only=True)
     sampling: Sampling = field(kw_only=True)
     max_new_tokens: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
@@ -81,7 +83,9 @@ class Running:
         rows, logits = self._engine.prefill(job.prompt.ids, job.n)
         numbers = range(self._count, self._count + job.n)
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-            self._samples[number] = _Sample(job, place, row, room, barred, copy(wanted), logits)
+            self._samples[number] = _Sample(
+                job, job.first + place, row, room, barred, copy(wanted), logits
+            )
         self._count = numbers.stop
         return numbers
 

@@ -20,7 +20,7 @@ from backgpt.cli.given import (
     sampling_from,
     standard_input,
 )
-from backgpt.cli.written import SEPARATOR
+from backgpt.cli.written import print_texts
 from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
 
@@ -184,7 +184,7 @@ def _write_candidates(
     message = standard_input().strip()
     found = ways[mode](message, **settings)
     if not as_json:
-        print(SEPARATOR.join(_shown(one) for one in found))
+        print_texts(({"text": _shown(one)} for one in found), as_json=False)
         if any(one.finish_reason == "length" for one in found):
             from backgpt.session import CUT_OFF, LEFT_OUT
 

@@ -21,6 +21,7 @@ from backgpt.cli.given import (
 )
 from backgpt.cli.growing import show_growing
 from backgpt.cli.written import (
+    Printer,
     print_texts,
     record_of_bridge,
     record_of_surrounded,
@@ -30,7 +31,10 @@ from backgpt.cli.written import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backgpt.api import Model
+    from backgpt.generate import Text
     from backgpt.hints import Hints, Length
     from backgpt.sampling import Sampling
 
@@ -214,18 +218,28 @@ def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Samplin
         shown = show_growing(model.stream(**request), start, leftward=leftward)
         tell_what_was_not_obeyed(hints, [shown])
         return
+    printer = Printer(as_json=asked.as_json)
     started = time.perf_counter()
-    texts = model.write(
-        **request, n=asked.num_samples, best_of=asked.best_of or 1, rank_by=asked.rank, twin=twin
-    )
-    if asked.order == "model":
-        as_written = (model.as_written(text, continues=asked.continues) for text in texts)
-        print_texts(({"text": text} for text in as_written), as_json=False)
-    else:
+
+    def show(texts: "Sequence[Text]") -> None:
+        nonlocal started
+        seconds, started = time.perf_counter() - started, time.perf_counter()
         n_written = sum(text.n_tokens for text in texts)
-        speed = n_written / (time.perf_counter() - started) if asked.best_of is None else None
-        records = (record_of_text(model, text, hints, speed) for text in texts)
-        print_texts(records, as_json=asked.as_json)
+        speed = n_written / seconds if asked.best_of is None else None
+        for text in texts:
+            if asked.order == "model":
+                printer.show({"text": model.as_written(text, continues=asked.continues)})
+            else:
+                printer.show(record_of_text(model, text, hints, speed))
+
+    texts = model.write(
+        **request,
+        n=asked.num_samples,
+        best_of=asked.best_of or 1,
+        rank_by=asked.rank,
+        twin=twin,
+        report=show,
+    )
     if not asked.as_json:
         tell_what_was_not_obeyed(hints, [text.text for text in texts])
 

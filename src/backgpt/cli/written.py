@@ -14,18 +14,33 @@ if TYPE_CHECKING:
     from backgpt.hints import Hints
     from backgpt.verse import Verse
 
-SEPARATOR = "\n---\n"
+_BETWEEN = "---\n"  # two texts
 
 Record = dict[str, Any]
 
 
+class Printer:
+    """Prints texts with a line between them, or records, one a line; each at once."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._is_first = True
+
+    def show(self, record: Record) -> None:
+        """Print the next one."""
+        if self._as_json:
+            text = json.dumps(record, ensure_ascii=False)
+        else:
+            text = record["text"] if self._is_first else _BETWEEN + record["text"]
+        self._is_first = False
+        print(text, flush=True)
+
+
 def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
     """Print the texts of some records, or the records themselves, one a line."""
-    if as_json:
-        for record in records:
-            print(json.dumps(record, ensure_ascii=False))
-    else:
-        print(SEPARATOR.join(record["text"] for record in records))
+    printer = Printer(as_json=as_json)
+    for record in records:
+        printer.show(record)
 
 
 def tell_what_was_not_obeyed(hints: "Hints", texts: Sequence[str]) -> None:
