@@ -1,6 +1,7 @@
 """Who may ask what: hosts, origins, content types, sizes, keys, and what every answer carries."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,21 @@ def test_the_field_that_is_wrong_is_called_by_its_name(
 ) -> None:
     error = CLIENT.post(address + PATH, json=body).json()["error"]
     assert error["param"] == param
-    assert error["message"].startswith(param + ": ")
+    assert re.match(rf"{re.escape(param)}( = .*)?: ", error["message"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is no JSON object: send one"),
+        (b"[]", "the body is no JSON object: send one"),
+        (b"{", "the body is not JSON"),
+        (b'{"prompt": "\xff"}', "the body is not JSON"),
+    ],
+)
+def test_a_body_that_is_no_object_is_told_of(address: str, body: bytes, message: str) -> None:
+    answer = CLIENT.post(address + PATH, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
 
 
 MANY = 50_000

@@ -64,7 +64,7 @@ def test_one_way_alone_and_a_model_that_runs_one_way(address: str) -> None:
         ("score", {"input": ["x"] * 65}, "input"),
         ("score", {}, "input: Field required"),
         ("score", {"input": "x", "words": True}, "words: this field is not known"),
-        ("alternatives", {"suffix": "x", "n": 51}, "n: "),
+        ("alternatives", {"suffix": "x", "n": 51}, "n = 51: it must be less"),
         ("alternatives", {"suffix": "word " * 400}, "the model reads at most 256"),
         ("alternatives", {"suffix": "x", "model": "forward"}, "starts from an opening"),
         ("alternatives", {"suffix": "x", "model": "plain", "backgpt": {"words": ["a"]}}, "hints"),

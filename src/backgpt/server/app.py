@@ -1,5 +1,7 @@
 """The application: routes, errors in OpenAI's shape, the page, and the decode thread's life."""
 
+import json
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from backgpt.server.service import Service, TheService, Writes
 
 PAGE = Path(__file__).parent / "page"
 STUCK_SECONDS = 5.0
+MOST_SHOWN = 40  # characters of a value that is refused
 TITLE = "backgpt"
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -144,8 +147,15 @@ def _add_errors(app: FastAPI) -> None:
 
     told(BackgptError, as_api_error)
     told(RequestValidationError, _invalid)
-    told(HTTPException, lambda e: ApiError(e.status_code, str(e.detail), headers=e.headers))
+    told(HTTPException, _refused)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+
+
+def _refused(error: HTTPException) -> ApiError:
+    """Return what the framework refuses; with 400 a body that it cannot decode."""
+    reason = "the body is not JSON" if error.status_code == 400 else str(error.detail)
+    headers = None if error.headers is None else dict(error.headers)
+    return ApiError(error.status_code, reason, headers=headers)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -157,9 +167,18 @@ def _invalid(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
     message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = re.sub("^(Input|List|String) should", "it must", message)
+    if not where:  # of the whole body
+        is_rule = first["type"] == "value_error"
+        return ApiError(400, message if is_rule else "the body is no JSON object: send one")
     if unknown:
         message = "this field is not known here: leave it out"
-    return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+    elif where in schema.ONLY_ZERO:
+        message = "only 0 is taken: leave it out"
+    param, value = where, first["input"]
+    if not unknown and isinstance(value, int | float | str) and len(str(value)) <= MOST_SHOWN:
+        where = f"{where} = {json.dumps(value)}"
+    return ApiError(400, f"{where}: {message}", param=param)
 
 
 def _most_telling(errors: Sequence[Any]) -> Any:

@@ -19,6 +19,8 @@ MOST_TRIED = 64
 MOST_TEXTS = 64
 MOST_STOPS = 4
 MOST_FIELDS = 64
+ONLY_ZERO = ("presence_penalty", "frequency_penalty")
+"""Fields of OpenAI's that would say something if they were not 0."""
 MOST_LIKELIEST = 20
 MOST_TURNS = 32
 MOST_CHARACTERS = 1 << 16  # of all texts to score
