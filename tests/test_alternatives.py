@@ -58,7 +58,7 @@ def test_a_word_is_whole_and_its_probability_is_what_it_scores(
     assert sum(one.probability for one in found) < 1
     for one in found:
         assert "<|" not in one.text
-        assert one.edge or one.text.strip() or unit == "word"
+        assert one.edge or one.text.strip()
         assert len(one.text.split()) <= 1
         assert not one.text.startswith(" ")
         if not prompt.joins_on and one.text and not one.text.endswith("\n"):
@@ -127,6 +127,20 @@ def test_words_of_several_ids_are_found_with_hand_computed_probabilities(
     assert [one.text for one in found] == [text for text, _ in expected]
     assert [one.probability for one in found] == pytest.approx([share for _, share in expected])
     assert [one.edge for one in found] == [text == "" for text, _ in expected]
+
+
+def test_at_the_end_of_the_context_a_word_may_take_all_that_is_left(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "backward", "token")
+    ids = language.order.to_model(tokenizer.encode("elephantine")).tolist()
+    table = {tuple(ids[:n]): {ids[n]: 1.0} for n in range(len(ids))}
+    engine = Table(table, tokenizer.vocab_size)
+    prompt = language.prompt("ran.", at_edge=True)
+    found = {}
+    for left in (len(ids), len(ids) - 1):
+        engine.block_size = len(prompt.ids) + left - 1  # the last id is not read
+        [one] = finished(find_alternatives(engine, language, prompt, 1))
+        found[left] = one.text
+    assert found == {len(ids): "elephantine ", len(ids) - 1: ""}
 
 
 def test_the_likeliest_do_not_depend_on_how_many_are_asked_for(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_more_rows_than_block_size_can_be_stepped(engine: Engine) -> None:
 def test_prefill_refuses_what_cannot_be_read(engine: Engine, ids: np.ndarray, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         engine.prefill(ids)
+
+
+def test_several_threads_read_and_score_as_one_does(engine: Engine) -> None:
+    prompts = [prompt(3 + seed, seed) for seed in range(8)]
+    alone = [greedy(engine, [ids], 8) for ids in prompts]
+    scores = engine.score([prompts[-1]])[0]
+
+    def work(number: int) -> bool:
+        same = [greedy(engine, [prompts[number]], 8) == alone[number] for _ in range(6)]
+        same += [np.allclose(engine.score([prompts[-1]])[0], scores, atol=1e-5) for _ in range(6)]
+        return all(same)
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(work, range(len(prompts)), timeout=60)) == [True] * len(prompts)
 
 
 def test_step_refuses_rows_it_cannot_step(engine: Engine) -> None:

@@ -118,6 +118,28 @@ def test_the_ending_stands_at_the_edge_or_inside(tokenizer: Tokenizer) -> None:
     assert lang.prompt("The end.", at_edge=False).ids.tolist() == ids
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_an_opening_that_ends_with_a_space_is_gone_on_from_with_a_word(
+    tokenizer: Tokenizer, unit: Unit
+) -> None:
+    lang = language(tokenizer, "forward", unit)
+    prompt, bare = (lang.prompt(text, at_edge=True) for text in ("It saw a ", "It saw a"))
+    assert prompt.ids.tolist() == bare.ids.tolist()  # the space is the next word's
+    fox = tokenizer.encode("fox came.").tolist()
+    engine = script(tokenizer, [*fox, tokenizer.end_id], len(prompt.ids))
+    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    assert (text.text, text.given) == ("It saw a fox came.", "It saw a ")
+    assert "".join(pieces(engine, lang, prompt, sampling=GREEDY)) == "fox came."
+    joins = int(np.flatnonzero(~tokenizer.starts_group & tokenizer.has_text)[0])
+    comma = script(tokenizer, [joins, tokenizer.end_id, *[300] * 60], len(prompt.ids))
+    first, *_ = drawn_ids(comma, Job(lang, prompt, sampling=GREEDY))
+    assert tokenizer.starts_group[first]
+    [ended] = collect(
+        script(tokenizer, [tokenizer.end_id], len(prompt.ids)), lang, prompt, sampling=GREEDY
+    )
+    assert ended.text == "It saw a "
+
+
 ENDINGS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(

@@ -370,7 +370,7 @@ REFUSED = [
     ({"prompt": "x", "max_tokens": 0}, "only goes with echo"),
     ({"prompt": "x", "max_tokens": -1}, "max_tokens"),
     ({"prompt": "x", "n": 0}, "n = 0: it must be greater than or equal to 1"),
-    ({"prompt": "x", "n": 17}, "n = 17: it must be less"),
+    ({"prompt": "x", "n": 17}, "n = 17: ask for at most 16"),
     ({"prompt": ["x"] * 64, "n": 3}, "at most 128 texts"),
     ({"prompt": [5]}, "id 5 stands for no text"),
     ({"prompt": [99999]}, "id 99999 stands for no text"),

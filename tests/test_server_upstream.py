@@ -64,6 +64,8 @@ def test_in_front_of_a_server_of_ours_texts_are_the_same(
         {"prompt": "One day", "suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2},
         {"suffix": "The end.", "seed": 5, "max_tokens": 20, "n": 2, "best_of": 4},
         {"suffix": "The end.", "seed": 5, "max_tokens": 9, "echo": True, "logprobs": 0},
+        {"suffix": "The end.", "seed": 5, "max_tokens": 5, "n": 1, "best_of": 20},
+        {"prompt": "It saw a ", "backgpt": {"direction": "forward"}, "seed": 4, "max_tokens": 9},
     ):
         ours, theirs = (post(one, PATH, **asked).json()["choices"] for one in (address, behind))
         for choice, expected in zip(ours, theirs, strict=True):
@@ -188,14 +190,23 @@ def recorded(model: Model, answer: bytes, sent: list[Any], *, status: int = 200)
     return Upstream("http://vllm", catalog_of(model), max_in_flight=9, transport=transport)
 
 
-def written(model: Model, answer: bytes, *, n: int = 1, status: int = 200) -> tuple[Any, Any]:
+def written(
+    model: Model,
+    answer: bytes,
+    *,
+    n: int = 1,
+    status: int = 200,
+    most: int | None = 50,
+    sampling: Sampling | None = None,
+) -> tuple[Any, Any]:
     """Return what was sent, and the texts that were made of the answer."""
     sent: list[Any] = []
 
     async def write() -> list[Any]:
         upstream = recorded(model, answer, sent, status=status)
         prompt = model.prompt("The end.", words=["fox"])
-        job = Job(model.language, prompt, n=n, sampling=Sampling(), seed=7, max_new_tokens=50)
+        drawn = sampling or Sampling()
+        job = Job(model.language, prompt, n=n, sampling=drawn, seed=7, max_new_tokens=most)
         channel = upstream.write([Part(model.engine, job)])
         ended = [event async for event in channel.events() if isinstance(event, Ended)]
         assert upstream.in_flight == 0
@@ -232,6 +243,15 @@ def test_vllm_is_asked_in_its_words_and_understood(model: Model) -> None:
     assert body["dry_multiplier"] == Sampling().dry_multiplier
     assert str(tokenizer.start_id) not in body["logit_bias"]
     assert body["logit_bias"][str(tokenizer.end_id)] == -100
+
+
+def test_vllm_is_asked_for_no_more_than_it_would_write(model: Model) -> None:
+    """It refuses what its context does not hold, and several texts at temperature 0."""
+    answer = events(chunk([], finish="length"), chunk([], index=1, finish="length"))
+    greedy = Sampling(top_k=1)
+    body, _ = written(model, answer, n=2, most=None, sampling=greedy)
+    assert len(body["prompt"]) + body["max_tokens"] == model.engine.block_size
+    assert (body["temperature"], body["top_k"]) == (greedy.temperature, 1)
 
 
 def test_a_stop_that_is_not_among_the_ids_ends_the_text_as_well(model: Model) -> None:

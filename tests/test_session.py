@@ -294,6 +294,18 @@ def test_a_full_context_leaves_out_the_far_end_and_says_so_once(tokenizer: Token
     assert "no longer read" in notices[0]
 
 
+def test_of_each_conversation_that_grows_too_long_it_is_said(tokenizer: Tokenizer) -> None:
+    notices: list[str] = []
+    model = model_of(tokenizer, block_size=64)
+    session = Session(model, sampling=FREE, max_new_tokens=10, seed=1, notice=notices.append)
+    for number in (1, 2):
+        for answer in range(12):
+            list(session.say(f"Answer number {answer}."))
+        assert len([notice for notice in notices if "no longer read" in notice]) == number
+        while session.talks:
+            session.undo()
+
+
 def test_a_message_cut_by_its_limit_is_kept_and_closed(tokenizer: Tokenizer) -> None:
     notices: list[str] = []
     session = Session(

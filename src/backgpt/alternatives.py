@@ -69,7 +69,7 @@ def find_alternatives(
     engine.release(rows)
     search.go_on(_Word(0.0), logits)
     for _ in range(MOST_SLICES):
-        words = search.promising(longest=min(room - 1, MOST_IDS))
+        words = search.promising(longest=min(room, MOST_IDS))
         if not words:
             break
         yield
@@ -87,7 +87,7 @@ class _Search:
         self._has_letters = np.array(
             [bool(data.strip()) for data in language.tokenizer.token_bytes], dtype=np.bool_
         )
-        self._barred = barred_ids(language, prompt.stops)
+        self._barred = barred_ids(language, prompt)
         self._whole: list[_Word] = []
         self._unfinished: list[_Word] = []
 
@@ -132,9 +132,12 @@ class _Search:
     ) -> npt.NDArray[np.float64]:
         """Take a word, in the word unit, as whole where another begins; return what else may be.
 
-        There an id that begins a word says only that the one before it has ended.
+        There an id that begins a word says only that the one before it has ended. White space
+        alone is none: the word in front of it goes on with it.
         """
         ends = self._starts & np.isfinite(allowed)
+        if not self._has_letters[list(word.ids)].any():
+            return allowed
         top = scores.max()
         share = np.exp(scores[ends] - top).sum() / np.exp(scores - top).sum()
         if share > 0:

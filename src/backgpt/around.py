@@ -84,7 +84,8 @@ def _prompt_after(left: Text, backward: Language, forward: Language) -> Prompt:
     """Return the prompt to go on from `left`, whose ids are read just as they were written."""
     prompt = forward.prompt(left.text, at_edge=left.finish_reason == "stop")
     written = backward.order.to_reading(left.ids)
-    phrase = backward.tokenizer.encode_fragment(left.given)
+    given = left.given[:-1] if prompt.begins_word else left.given
+    phrase = backward.tokenizer.encode_fragment(given)
     ids = np.concatenate((prompt.ids[: prompt.n_first], written, phrase))
     return replace(prompt, ids=ModelIds(ids.astype(np.int64)))
 

@@ -167,8 +167,9 @@ class _Cutting:
         self._leftward = language.direction == "backward"
         self._opening, self._ending = (far, text.given) if self._leftward else (text.given, far)
         tokenizer = language.tokenizer
-        # A space at the end of an opening put there is the one that the next word begins with.
-        opening = self._opening.removesuffix(" ") if self._leftward else self._opening
+        # The space at the end of an opening is the one that the next word begins with.
+        is_left = self._leftward or tokenizer.added_spaces == "line"
+        opening = self._opening.removesuffix(" ") if is_left else self._opening
         self._opening_ids = tokenizer.encode(opening)
         self._ending_ids = tokenizer.encode_fragment(self._ending)
         self._ids = language.order.to_reading(text.ids)

@@ -48,7 +48,8 @@ class Prompt:
 
     `text` is the given text that what is written joins; `ids`, (T,), all ids that are read, the
     text's own behind the first `n_first`. `joins_on` says that the text brings its own white space
-    at the edge where the model writes. `words` are to occur, and do not yet.
+    at the edge where the model writes. The space at the end of an opening is not among the ids:
+    what is written `begins_word`, with that space. `words` are to occur, and do not yet.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Prompt:
     joins_on: bool
     stops: Stops
     words: tuple[str, ...] = ()
+    begins_word: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,16 @@ class Language:
         ending); without, some text follows it. The model is told `hints`.
         """
         backward = self.direction == "backward"
-        encode = self.tokenizer.encode_fragment if backward else self.tokenizer.encode
+        joins_on, begins_word = not text, False
         if self.unit == "text":
             ids = ModelIds(self.tokenizer.encode(reversed_words(text)))
+        elif backward:
+            ids = self.order.to_model(self.tokenizer.encode_fragment(text))
+            joins_on = joins_on or text[0] in " \n"
         else:
-            ids = self.order.to_model(encode(text))
+            begins_word = self.tokenizer.added_spaces == "line" and text.endswith(" ")
+            joins_on = joins_on or begins_word
+            ids = self.order.to_model(self.tokenizer.encode(text[:-1] if begins_word else text))
         start, end = ((id_,) if id_ is not None else () for id_ in self.tokenizer.marker_ids)
         marker, edge = (end, start) if backward else (start, end)
         first = np.concatenate((self.lead, self.hint_ids(hints), marker if at_edge else ()))
@@ -146,7 +153,8 @@ class Language:
             text=text,
             ids=ModelIds(np.concatenate((first, ids)).astype(np.int64)),
             n_first=len(first),
-            joins_on=not text or (backward and text[0] in " \n"),
+            joins_on=joins_on,
+            begins_word=begins_word,
             stops=Stops(edge, edge),
         )
 
@@ -163,7 +171,8 @@ class Language:
             return LeftwardDecoder(before_line=not prompt.joins_on, added=added)
         # Some tokenizers leave a last space out: the model writes it again.
         left_out = added == "text" and prompt.text.endswith(" ") and not self.tokenizer.keeps_spaces
-        return RightwardDecoder(after="" if left_out else prompt.text, added=added)
+        after = "" if left_out or prompt.joins_on else prompt.text
+        return RightwardDecoder(after=after, added=added)
 
     def row(
         self, before: ReadingIds, after: ReadingIds, *, to_the_edge: bool = True

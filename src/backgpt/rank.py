@@ -144,7 +144,7 @@ def _parts_of_written(writer: Runner, text: Text) -> Parts:
     tokenizer, written = writer.language.tokenizer, writer.language.order.to_reading(text.ids)
     if writer.language.direction == "backward":
         return written, tokenizer.encode_fragment(text.given)
-    return tokenizer.encode(text.given), written
+    return tokenizer.encode(text.given.removesuffix(" ")), written
 
 
 def best_first(texts: Sequence[str], scores: Sequence[float]) -> list[Ranked]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from backgpt.engine import Engine, FloatArray
 from backgpt.errors import TooLongError, UsageError
-from backgpt.language import Language, Prompt, Stops
+from backgpt.language import Language, Prompt
 from backgpt.sampling import Sampling, draw, likeliest, logprob_of
 from backgpt.wanted import WantedWords
 
@@ -78,7 +78,7 @@ class Running:
         Raises UsageError if the prompt is empty or leaves no room in the context.
         """
         room = room_for(self._engine, job)
-        barred = barred_ids(job.language, job.prompt.stops)
+        barred = barred_ids(job.language, job.prompt)
         wanted = WantedWords(job.language, job.prompt)
         rows, logits = self._engine.prefill(job.prompt.ids, job.n)
         numbers = range(self._count, self._count + job.n)
@@ -194,15 +194,17 @@ def ids_apart(language: Language, text_ids: npt.NDArray[np.int64]) -> npt.NDArra
     return ~(joins_left[text_ids[-1:]] if language.leftward else joins_left)
 
 
-def barred_ids(language: Language, stops: Stops) -> tuple[Row, Row]:
+def barred_ids(language: Language, prompt: Prompt) -> tuple[Row, Row]:
     """Return what is added to logits, (V,) 0 or -inf each, for the first id and for later ones.
 
-    Ids with text are allowed, and the stops; in the word unit the first has to begin a word.
+    Ids with text are allowed, and the stops; the first has to begin a word in the word unit, and
+    behind the space that an opening ends with.
     """
-    has_text = language.tokenizer.has_text
-    first = has_text & language.tokenizer.starts_group if language.by_word else has_text
+    first = has_text = language.tokenizer.has_text
+    if language.by_word or prompt.begins_word:
+        first = has_text & language.tokenizer.starts_group
     barred = []
-    for allowed, ids in ((first, stops.at_once), (has_text, stops.later)):
+    for allowed, ids in ((first, prompt.stops.at_once), (has_text, prompt.stops.later)):
         row = np.where(allowed, 0.0, -np.inf)
         row[list(ids)] = 0.0
         barred.append(row)

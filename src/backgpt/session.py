@@ -97,7 +97,7 @@ class Session:
         self._begins = False  # a new conversation, whatever was said before
         self._file: Path | None = None  # of this chat
         self._stopped: tuple[str, Talks, bool, int] | None = None
-        self._told_in: int | None = None  # the conversation that is known to be too long
+        self._told_it_is_long = False  # of the latest conversation
 
     @property
     def mode(self) -> Mode:
@@ -262,6 +262,7 @@ class Session:
             before = before[:-1]
         else:
             talk = Talk(self.mode, self.context, ids, (said,))
+            self._told_it_is_long = False
         self._talks, self._begins, self._stopped = (*before, talk), False, None
 
     def _ask(self, answer: str, talk: Talk | None, seed: int) -> _Writing:
@@ -336,8 +337,8 @@ class Session:
             shorter = _joined(ids[:end], ids[place + 1 :])
             if len(shorter) <= most:
                 break
-        if self._told_in != len(self._talks):
-            self._told_in = len(self._talks)
+        if not self._told_it_is_long:
+            self._told_it_is_long = True
             self.notice("the conversation has grown too long: its end is no longer read")
         return shorter
 

@@ -4,8 +4,10 @@ The protocol speaks plain numpy arrays of ids in model order, so that an engine 
 (`torch_engine`), native code, or a table in a test. Nothing here imports torch.
 """
 
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ import numpy.typing as npt
 from backgpt.errors import UsageError
 from backgpt.order import IdArray
 
+P = ParamSpec("P")
+R = TypeVar("R")
+E = TypeVar("E", bound="Locked")
 FloatArray = npt.NDArray[np.floating[Any]]
 Dtype = Literal["float32", "bfloat16", "int8", "int4"]
 """What an engine may compute products in."""
@@ -22,7 +27,7 @@ class Engine(Protocol):
     """A language model with memory: a row is one text in the making, named by a number.
 
     Rows of different lengths can be stepped together. A row that is released may be given out
-    again. An engine is not safe to call from two threads at once.
+    again. Several threads may call an engine, each with rows of its own; calls wait for each other.
     """
 
     @property
@@ -71,6 +76,23 @@ class Engine(Protocol):
         Raises UsageError if a sequence is empty or has more than `block_size + 1` ids.
         """
         ...
+
+
+class Locked(Protocol):
+    """An engine whose methods run one at a time."""
+
+    lock: threading.RLock
+
+
+def one_at_a_time(method: Callable[Concatenate[E, P], R]) -> Callable[Concatenate[E, P], R]:
+    """Make a method of an engine wait until no other thread is in one."""
+
+    @wraps(method)
+    def waiting(self: E, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    return waiting
 
 
 def check_copies(copies: int) -> None:

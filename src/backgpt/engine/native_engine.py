@@ -6,6 +6,7 @@ ImportError where the package was installed without a compiler.
 
 import heapq
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,15 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.engine import Dtype, FloatArray, _native, check_copies, check_step, checked_ids
+from backgpt.engine import (
+    Dtype,
+    FloatArray,
+    _native,
+    check_copies,
+    check_step,
+    checked_ids,
+    one_at_a_time,
+)
 from backgpt.engine.beginnings import branches
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
@@ -84,6 +93,7 @@ class NativeEngine:
             threads=self.threads,
         )
         self._used: set[int] = set()
+        self.lock = threading.RLock()
         self._free: list[int] = []
 
     @property
@@ -96,6 +106,7 @@ class NativeEngine:
         """How many bytes keys and values hold now; it grows with what was read at one time."""
         return self._model.cache_bytes
 
+    @one_at_a_time
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
         check_copies(copies)
@@ -114,6 +125,7 @@ class NativeEngine:
             raise
         return rows, logits[0]
 
+    @one_at_a_time
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
         check_step(rows, ids, self._length_of, block_size=self.block_size)
@@ -127,6 +139,7 @@ class NativeEngine:
             blocks.append(self._model.read(row_array[part], array[part], len(array[part])))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
+    @one_at_a_time
     def release(self, rows: Sequence[int]) -> None:
         """Free `rows`; releasing a row that is not in use does nothing."""
         for row in rows:
@@ -135,6 +148,7 @@ class NativeEngine:
                 heapq.heappush(self._free, row)
                 self._model.release(row)
 
+    @one_at_a_time
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""
         arrays = [self._checked(ids, longest=self.block_size + 1) for ids in sequences]

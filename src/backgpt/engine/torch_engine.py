@@ -4,6 +4,7 @@ Takes and gives numpy arrays; a row of the engine is a row of the model's cache.
 what `Runnable` says runs as well.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backgpt.engine import FloatArray, check_copies, check_step, checked_ids
+from backgpt.engine import FloatArray, check_copies, check_step, checked_ids, one_at_a_time
 from backgpt.kernels import IGNORE
 from backgpt.model import Cache
 from backgpt.order import IdArray
@@ -59,7 +60,9 @@ class TorchEngine:
         self.block_size = model.config.block_size
         self._cache = Cache(model.config, rows=1, device=self.device, dtype=model.dtype)
         self._free: list[int] = [0]
+        self.lock = threading.RLock()
 
+    @one_at_a_time
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
@@ -74,6 +77,7 @@ class TorchEngine:
         self._cache.copy(rows[0], rows[1:])
         return rows, logits[0].cpu().numpy()
 
+    @one_at_a_time
     @torch.inference_mode()
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
@@ -83,6 +87,7 @@ class TorchEngine:
         batch = self._checked(np.asarray(ids), longest=len(ids))[:, None]
         return self.model.extend(batch, self._cache, list(rows)).cpu().numpy()
 
+    @one_at_a_time
     def release(self, rows: Sequence[int]) -> None:
         """Free `rows`; releasing a row that is not in use does nothing."""
         for row in rows:
@@ -90,6 +95,7 @@ class TorchEngine:
                 self._cache.lengths[row] = 0
                 self._free.append(row)
 
+    @one_at_a_time
     @torch.inference_mode()
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""

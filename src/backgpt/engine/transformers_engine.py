@@ -6,6 +6,7 @@ comes with a model is ever run.
 
 import copy
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as chatter
 
-from backgpt.engine import FloatArray, check_copies, check_step, checked_ids
+from backgpt.engine import FloatArray, check_copies, check_step, checked_ids, one_at_a_time
 from backgpt.errors import CorruptFileError
 from backgpt.order import IdArray
 
@@ -63,7 +64,9 @@ class TransformersEngine:
             raise CorruptFileError(f"{folder} cannot be read by transformers: {reason}") from None
         self._model = model.to(self._device).eval()
         self._caches: dict[int, Any] = {}
+        self.lock = threading.RLock()
 
+    @one_at_a_time
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
         """Read model-order `ids`, (T,), into `copies` new rows; see `Engine.prefill`."""
@@ -79,6 +82,7 @@ class TransformersEngine:
             rows.append(row)
         return rows, logits
 
+    @one_at_a_time
     @torch.inference_mode()
     def step(self, rows: Sequence[int], ids: Sequence[int]) -> FloatArray:
         """Append one id to each of `rows`; see `Engine.step`."""
@@ -90,11 +94,13 @@ class TransformersEngine:
             [self._read(id_[None], self._caches[row]) for row, id_ in zip(rows, new, strict=True)]
         )
 
+    @one_at_a_time
     def release(self, rows: Sequence[int]) -> None:
         """Free `rows`; releasing a row that is not in use does nothing."""
         for row in rows:
             self._caches.pop(row, None)
 
+    @one_at_a_time
     @torch.inference_mode()
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
         """Return log p of every id after the first, (T-1,) float32 each; see `Engine.score`."""

@@ -99,7 +99,10 @@ class Choices:
             text=shown,
             finish_reason=text.finish_reason,
             logprobs=self._logprobs(
-                tokens, shown, uncut, after="" if self.asked.echo else text.given
+                tokens,
+                shown,
+                uncut,
+                after="" if self.asked.echo or one.prompt.joins_on else text.given,
             ),
             token_ids=text.ids.tolist() if self.asked.return_token_ids else None,
             backgpt=ChoiceDetails(

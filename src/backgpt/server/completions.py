@@ -18,7 +18,7 @@ from backgpt.server.choices import Choices
 from backgpt.server.failures import ApiError
 from backgpt.server.prompts import given_texts
 from backgpt.server.raw import complete_raw
-from backgpt.server.schema import CompletionRequest
+from backgpt.server.schema import MOST_SAMPLES, CompletionRequest
 from backgpt.server.service import Service, TheService
 from backgpt.server.streams import OR_A_STREAM, Chunk, Stream, as_chunk, while_connected
 
@@ -203,6 +203,8 @@ class _Answer:
 def _refuse_what_cannot_be(asked: CompletionRequest, choices: Choices) -> None:
     """Raise ApiError for what does not go together."""
     given = choices.given
+    if asked.count > MOST_SAMPLES:
+        raise ApiError(400, f"n = {asked.count}: ask for at most {MOST_SAMPLES}", param="n")
     if asked.best_of is not None and asked.best_of < asked.count:
         raise ApiError(
             400,

@@ -173,7 +173,8 @@ def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Gi
         prompt=replace(
             prompt,
             ids=ModelIds(np.concatenate(parts).astype(np.int64)),
-            joins_on=prompt.joins_on if forward else own_edge,
+            joins_on=not text_ids if forward else own_edge,
+            begins_word=False,
         ),
         marker=near if starts or ends else None,
         whole=whole,

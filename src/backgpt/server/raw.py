@@ -125,5 +125,6 @@ def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
         n_first=int(controls[-1]) + 1 if len(controls) else 0,
         joins_on=True,
         stops=Stops(tuple(stops.at_once), tuple(stops.later)),
+        begins_word=stops.begins_word,
         words=Hints(words=tuple(asked.backgpt.words)).each_word,
     )

@@ -122,11 +122,13 @@ class Asked(Body):
 class RawStops(Body):
     """The prompt is ids in model order, control ids and all, and so is what comes.
 
-    What is written may end with these control ids, before any text and after some.
+    What is written may end with these control ids, before any text and after some. With
+    `begins_word` its first id has to begin a word.
     """
 
     at_once: Annotated[list[Id], Field(fail_fast=True)] = []
     later: Annotated[list[Id], Field(fail_fast=True)] = []
+    begins_word: bool = False
 
 
 class TextHints(Body):
@@ -151,6 +153,7 @@ class CompletionRequest(Asked):
     written, over all choices of a prompt, the best are told of.
     """
 
+    n: int | None = Field(None, ge=1, le=MOST_TRIED)  # above MOST_SAMPLES for a raw prompt alone
     suffix: str | None = None
     prompt: (
         str

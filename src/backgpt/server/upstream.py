@@ -157,7 +157,7 @@ class Upstream:
             "prompt": job.prompt.ids.tolist(),
             "n": job.n,
             "max_tokens": room_for(part.engine, job),
-            "temperature": 0 if sampling.top_k == 1 else sampling.temperature,
+            "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
@@ -168,14 +168,21 @@ class Upstream:
         if sampling.top_k is not None:
             body["top_k"] = sampling.top_k
         if owner == OURS:
-            raw = {"at_once": list(stops.at_once), "later": list(stops.later)}
+            raw = {
+                "at_once": list(stops.at_once),
+                "later": list(stops.later),
+                "begins_word": job.prompt.begins_word,
+            }
             words = [" ".join(job.prompt.words)] if job.prompt.words else []
             ours = {"raw": raw, "direction": job.language.direction, "words": words}
             return {**body, "backgpt": ours}
         tokenizer = job.language.tokenizer
+        # It counts the last id, which is never read, as well.
+        most = max(1, part.engine.block_size - len(job.prompt.ids))
         controls = [id_ for id_ in range(tokenizer.vocab_size) if not tokenizer.has_text[id_]]
         return {
             **body,
+            "max_tokens": min(body["max_tokens"], most),
             "logprobs": 1,
             "return_token_ids": True,
             "add_special_tokens": False,
