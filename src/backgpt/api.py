@@ -4,7 +4,7 @@
     for story in model.write(ending="The end.", n=3):
         print(story.text)
 
-Every door (command line, server) goes through here.
+The command line goes through here; the server makes its prompts here and runs the jobs itself.
 """
 
 import secrets
