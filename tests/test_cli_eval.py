@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from backgpt import arrow as arrow_module
-from backgpt.card import read_as
 from backgpt.cli import main
-from backgpt.config import TrainConfig
+from backgpt.config import TrainConfig, read_as
 from backgpt.model import Transformer
 from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import Directions

@@ -12,7 +12,8 @@ import torch
 
 import backgpt
 from backgpt.api import Model
-from backgpt.card import Measures, read_as
+from backgpt.card import Measures
+from backgpt.config import read_as
 from backgpt.errors import DataError
 from backgpt.evaluate import (
     FIXED_ENDINGS,

@@ -12,8 +12,9 @@ import torch
 
 import backgpt
 from backgpt.api import Model
-from backgpt.card import ChatMeasures, read_as
+from backgpt.card import ChatMeasures
 from backgpt.chat import MODES, Template
+from backgpt.config import read_as
 from backgpt.datasets import Conversation
 from backgpt.errors import DataError
 from backgpt.evaluate_chat import (

@@ -11,15 +11,16 @@ does the same from the opening.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
 from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.hints import Hints
-from backgpt.language import Language, Parts
-from backgpt.order import IdArray, ModelIds, ReadingIds
+from backgpt.language import Language, Parts, Row
+from backgpt.order import IdArray, ReadingIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, written_in_slices
 from backgpt.slices import Slices
 from backgpt.tokenizer import WHITE_SPACE
@@ -27,9 +28,6 @@ from backgpt.tokenizer import WHITE_SPACE
 ACROSS = 10  # ids behind a seam that are scored
 AT_SEAM = 3  # how many times the first of them counts: each other one has that before it to go by
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
-
-Row = tuple[ModelIds, ModelIds]
-"""What is given and what is written, in model order."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +95,21 @@ def join(
     if a text does not fit; one of at most `room_for_middle` ids does.
     """
     cuttings = [_Cutting(writer.language, text, far) for text in texts]
+    seams = [_Seam(one, place) for one in cuttings for place in one.places]
+
     read, write = reader.language.row, writer.language.row
-    across = [[read(*one.around(p), to_the_edge=False) for p in one.places] for one in cuttings]
+    across = [read(*seam.cutting.around(seam.place), to_the_edge=False) for seam in seams]
     likings = yield from _likings(reader, across, together)
-    liked = [
-        sorted(zip(values, one.places, strict=True), key=lambda value: -value[0])[:CONSIDERED]
-        for one, values in zip(cuttings, likings, strict=True)
-    ]
-    at_far = [
-        [write(*one.at_far(place)) for _, place in places]
-        for one, places in zip(cuttings, liked, strict=True)
-    ]
-    owns = yield from _sums(writer, at_far, together)
-    best = [
-        max((own + others, place) for own, (others, place) in zip(values, places, strict=True))
-        for values, places in zip(owns, liked, strict=True)
-    ]
-    at_given = [read(*one.at_given(place)) for one, (_, place) in zip(cuttings, best, strict=True)]
-    ends = yield from sums_in_slices(reader, at_given, together=together)
-    return [
-        one.bridge(place, logprob + end)
-        for one, (logprob, place), end in zip(cuttings, best, ends, strict=True)
-    ]
+    seams = _best_of_each_text(seams, likings, most=CONSIDERED)
+
+    at_far = [write(*seam.cutting.at_far(seam.place)) for seam in seams]
+    sums = yield from sums_in_slices(writer, at_far, together=together)
+    seams = _best_of_each_text(seams, sums, most=1)
+
+    at_given = [read(*seam.cutting.at_given(seam.place)) for seam in seams]
+    sums = yield from sums_in_slices(reader, at_given, together=together)
+    seams = _best_of_each_text(seams, sums, most=1)
+    return [seam.cutting.bridge(seam.place, seam.logprob) for seam in seams]
 
 
 def best_places(bridges: Sequence[Bridge], hints: Hints) -> list[int]:
@@ -131,29 +122,38 @@ def best_places(bridges: Sequence[Bridge], hints: Hints) -> list[int]:
     return sorted(range(len(bridges)), key=goodness, reverse=True)
 
 
-def _likings(
-    reader: Runner, rows: Sequence[Sequence[Row]], together: int
-) -> Slices[list[list[float]]]:
+def _likings(reader: Runner, rows: Sequence[Row], together: int) -> Slices[list[float]]:
     """Return log p in nats of `ACROSS` ids that are as likely as the written ones of each row.
 
     There are fewer where the given text is near, and such a place would be liked for that alone.
     The first id counts as `AT_SEAM`.
     """
-    flat = [row for of_text in rows for row in of_text]
-    scored = yield from written_in_slices(reader.engine, flat, together=together)
-    found = (
-        ACROSS * values.mean(dtype=np.float64) + (AT_SEAM - 1) * values[0] for values in scored
-    )
-    return [[float(next(found)) for _ in of_text] for of_text in rows]
+    scored = yield from written_in_slices(reader.engine, rows, together=together)
+    return [
+        float(ACROSS * values.mean(dtype=np.float64) + (AT_SEAM - 1) * values[0])
+        for values in scored
+    ]
 
 
-def _sums(
-    runner: Runner, rows: Sequence[Sequence[Row]], together: int
-) -> Slices[list[list[float]]]:
-    """Do as `sums_in_slices` for the rows of several texts together."""
-    flat = [row for of_text in rows for row in of_text]
-    found = iter((yield from sums_in_slices(runner, flat, together=together)))
-    return [[next(found) for _ in of_text] for of_text in rows]
+@dataclass(frozen=True)
+class _Seam:
+    """A place where a text may be cut; `logprob`, in nats, is how well all goes together there."""
+
+    cutting: "_Cutting"
+    place: int
+    logprob: float = 0.0
+
+
+def _best_of_each_text(seams: Sequence[_Seam], gains: Sequence[float], *, most: int) -> list[_Seam]:
+    """Return the `most` best seams of each text, when `gains` are added; texts in their order."""
+    grown = [
+        replace(seam, logprob=seam.logprob + gain) for seam, gain in zip(seams, gains, strict=True)
+    ]
+    best: list[_Seam] = []
+    for _, of_text in groupby(grown, key=lambda seam: seam.cutting):
+        by_goodness = sorted(of_text, key=lambda seam: (seam.logprob, seam.place), reverse=True)
+        best += by_goodness[:most]
+    return best
 
 
 class _Cutting:

@@ -3,13 +3,12 @@
 `card.json` in a model folder holds what its configuration cannot say; `card_text` renders it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from backgpt.chat import Mode
-from backgpt.config import AnySettings, Settings, build
+from backgpt.config import Settings, read_as
 from backgpt.errors import ConfigError, CorruptFileError, DataError
 from backgpt.hints import Kind
 from backgpt.messages import Role
@@ -195,19 +194,3 @@ def read_card(path: Path) -> Card | None:
         return read_as(Card, path)
     except (ConfigError, DataError) as error:
         raise CorruptFileError(str(error)) from None
-
-
-def read_as(kind: type[AnySettings], path: Path) -> AnySettings:
-    """Read a JSON file as `kind`.
-
-    Raises DataError if it cannot be read, ConfigError for an unknown key or a bad value.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not a JSON object")
-    return build(kind, values, origin=str(path))

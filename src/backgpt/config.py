@@ -1,9 +1,10 @@
-"""Frozen settings: a training run, TOML.
+"""Frozen settings: a training run, TOML, JSON.
 
-Takes dictionaries and TOML files; gives validated, immutable objects.
+Takes dictionaries, TOML and JSON files; gives validated, immutable objects.
 An unknown key is an error that names the closest known one.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from backgpt.errors import ConfigError
+from backgpt.errors import ConfigError, DataError
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig, did_you_mean, preset
 
@@ -216,3 +217,19 @@ def _toml_value(value: Any) -> str:
 def _toml_string(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+
+
+def read_as(kind: type[AnySettings], path: Path) -> AnySettings:
+    """Read a JSON file as `kind`.
+
+    Raises DataError if it cannot be read, ConfigError for an unknown key or a bad value.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is not a JSON object")
+    return build(kind, values, origin=str(path))

@@ -20,7 +20,7 @@ from backgpt.datasets.records import Conversation
 from backgpt.errors import DataError
 from backgpt.generate import Text, collect_all
 from backgpt.hints import content_words, words_of
-from backgpt.language import Prompt
+from backgpt.language import Prompt, Row
 from backgpt.messages import Message, bytes_of
 from backgpt.order import ModelIds, ReadingIds
 from backgpt.rewind import Transcript
@@ -28,8 +28,6 @@ from backgpt.sampling import Sampling, softmax
 from backgpt.score import bits_per_byte, sums_written
 
 Matrix = npt.NDArray[np.float64]
-Row = tuple[ModelIds, ModelIds]
-"""What is given and what is written, in model order."""
 
 MOST_NEW_TOKENS = 96  # of a question
 PROMPTS_TOGETHER = 20

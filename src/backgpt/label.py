@@ -22,16 +22,15 @@ import numpy as np
 from pydantic import Field
 
 from backgpt.api import Model
-from backgpt.card import read_as
 from backgpt.chat import Template
-from backgpt.config import Settings
+from backgpt.config import Settings, read_as
 from backgpt.datasets.records import Document
 from backgpt.engine import Engine
 from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError, printable
 from backgpt.files import cannot_write, hold, write_whole
 from backgpt.generate import Text, collect_all
+from backgpt.language import Row
 from backgpt.messages import Message
-from backgpt.order import ModelIds
 from backgpt.sampling import Sampling
 from backgpt.score import score_written
 
@@ -164,14 +163,14 @@ class _Judge:
     engine: Engine
     template: Template
 
-    def row(self, question: str, text: str) -> tuple[ModelIds, ModelIds] | None:
+    def row(self, question: str, text: str) -> Row | None:
         """Return what is given and what is written, in model order, or None if it is too long."""
         prompt = self.template.reply(question)
         written = self.template.written(prompt, text)
         fits = len(prompt.ids) + len(written) <= self.engine.block_size + 1
         return (prompt.ids, written) if fits else None
 
-    def scores(self, rows: Sequence[tuple[ModelIds, ModelIds]]) -> list[float]:
+    def scores(self, rows: Sequence[Row]) -> list[float]:
         """Return nats per token of what is written in each row."""
         return [float(values.mean()) for values in score_written(self.engine, rows)]
 
@@ -222,7 +221,7 @@ class _Case:
 
     document: Document
     questions: Sequence[Text]
-    rows: Sequence[tuple[ModelIds, ModelIds]]
+    rows: Sequence[Row]
 
     def decided(self, scores: Sequence[float], threshold: float) -> Pair | Outcome:
         """Return the text with the question that explains it best, if it does by `threshold`."""

@@ -29,6 +29,8 @@ from backgpt.tokenizer import Tokenizer
 
 Parts = tuple[ReadingIds, ReadingIds]
 """A text in two parts, in reading order."""
+Row = tuple[ModelIds, ModelIds]
+"""What a model is given and what it writes, (T,) each, in model order."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,7 @@ class Language:
         after = "" if left_out or prompt.joins_on else prompt.text
         return RightwardDecoder(after=after, added=added)
 
-    def row(
-        self, before: ReadingIds, after: ReadingIds, *, to_the_edge: bool = True
-    ) -> tuple[ModelIds, ModelIds]:
+    def row(self, before: ReadingIds, after: ReadingIds, *, to_the_edge: bool = True) -> Row:
         """Return what the model is given and what it writes of a text in two parts, (T,) each.
 
         A backward model is given `after`, which ends the text, and writes `before`, a forward one

@@ -23,7 +23,7 @@ import numpy as np
 from backgpt.errors import UsageError
 from backgpt.generate import Text
 from backgpt.hints import NO_HINTS, Hints
-from backgpt.language import Parts
+from backgpt.language import Parts, Row
 from backgpt.order import ModelIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
 from backgpt.slices import Slices, finished
@@ -154,7 +154,7 @@ def best_first(texts: Sequence[str], scores: Sequence[float]) -> list[Ranked]:
     return sorted(ranked, key=lambda one: -one.score)
 
 
-def _given_alone(twin: Runner, parts: Parts) -> tuple[ModelIds, ModelIds]:
+def _given_alone(twin: Runner, parts: Parts) -> Row:
     """Return the row in which the twin meets, after its marker, the part that it is given."""
     given, _ = twin.language.row(*parts)
     first = len(twin.language.lead) + 1

@@ -18,10 +18,9 @@ import numpy.typing as npt
 from backgpt.engine import Engine, FloatArray
 from backgpt.errors import TooLongError, UsageError
 from backgpt.language import Language, Prompt
-from backgpt.sampling import Sampling, draw, likeliest, logprob_of
+from backgpt.sampling import Floats, Sampling, draw, likeliest, logprob_of
 from backgpt.wanted import WantedWords
 
-Row = npt.NDArray[np.float64]  # (V,)
 Likeliest = tuple[tuple[int, float], ...]
 """Ids with their log-probabilities in nats, the likeliest first."""
 
@@ -128,7 +127,7 @@ class _Sample:
         place: int,
         row: int,
         room: int,
-        barred: tuple[Row, Row],
+        barred: tuple[Floats, Floats],
         wanted: WantedWords,
         logits: FloatArray,
     ) -> None:
@@ -194,7 +193,7 @@ def ids_apart(language: Language, text_ids: npt.NDArray[np.int64]) -> npt.NDArra
     return ~(joins_left[text_ids[-1:]] if language.leftward else joins_left)
 
 
-def barred_ids(language: Language, prompt: Prompt) -> tuple[Row, Row]:
+def barred_ids(language: Language, prompt: Prompt) -> tuple[Floats, Floats]:
     """Return what is added to logits, (V,) 0 or -inf each, for the first id and for later ones.
 
     Ids with text are allowed, and the stops; the first has to begin a word in the word unit, and

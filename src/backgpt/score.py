@@ -24,7 +24,7 @@ from backgpt.batches import Rows, cut_by_length, cut_document
 from backgpt.engine import Engine
 from backgpt.engine.beginnings import cut_by_beginning
 from backgpt.errors import UsageError
-from backgpt.language import Language
+from backgpt.language import Language, Row
 from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
 from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
@@ -250,9 +250,7 @@ def windows(
             yield Window(slice(min(furthest, first), first + 1), slice(first + 1, last + 1))
 
 
-def score_written(
-    engine: Engine, pairs: Sequence[tuple[ModelIds, ModelIds]]
-) -> list[npt.NDArray[np.float32]]:
+def score_written(engine: Engine, pairs: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
     """Return log p in nats of each written id given all before it, (len(written),) each.
 
     A pair is what is given, at least one id, and what is written, both in model order. Raises
@@ -262,7 +260,7 @@ def score_written(
 
 
 def written_in_slices(
-    engine: Engine, pairs: Sequence[tuple[ModelIds, ModelIds]], *, together: int
+    engine: Engine, pairs: Sequence[Row], *, together: int
 ) -> Slices[list[npt.NDArray[np.float32]]]:
     """Do as `score_written`, in slices of about `together` ids."""
     lengths = np.array([len(written) for _, written in pairs], dtype=np.int64)
@@ -280,14 +278,12 @@ def written_in_slices(
     return found
 
 
-def sums_written(runner: Runner, pairs: Sequence[tuple[ModelIds, ModelIds]]) -> list[float]:
+def sums_written(runner: Runner, pairs: Sequence[Row]) -> list[float]:
     """Return log p in nats of all that is written in each pair together; see `score_written`."""
     return finished(sums_in_slices(runner, pairs, together=SCORED_TOGETHER))
 
 
-def sums_in_slices(
-    runner: Runner, pairs: Sequence[tuple[ModelIds, ModelIds]], *, together: int
-) -> Slices[list[float]]:
+def sums_in_slices(runner: Runner, pairs: Sequence[Row], *, together: int) -> Slices[list[float]]:
     """Do as `sums_written`, in slices of about `together` ids."""
     written = yield from written_in_slices(runner.engine, pairs, together=together)
     return [float(values.sum(dtype=np.float64)) for values in written]

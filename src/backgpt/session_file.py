@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from backgpt.card import read_as
 from backgpt.chat import Mode
-from backgpt.config import Settings
+from backgpt.config import Settings, read_as
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, UsageError
 from backgpt.files import cannot_write, write_whole
 from backgpt.messages import Role
