@@ -10,6 +10,7 @@ each other one branches off where it first differs, or off one that branched the
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,23 +75,34 @@ def branches(sequences: Sequence[IdArray], *, least: int) -> list[list[Branch]]:
     order, shared = alphabetical(sequences)
     lengths = np.array([len(sequences[index]) for index in order], dtype=np.int64)
     rounds: list[list[Branch]] = []
-    # What is to be laid out: neighbors from `first` to `last`, that share as much with `parent`.
-    now = [(0, len(order), -1, 0)] if len(order) else []
-    while now:
-        rounds.append([])
-        later: list[tuple[int, int, int, int]] = []
-        while now:
-            first, last, parent, common = now.pop()
-            longest = first + int(np.argmax(lengths[first:last]))
-            index = int(order[longest])
-            rounds[-1].append(Branch(index, parent if common else index, common))
-            for begin, end, common in _parts(shared, first, longest, last):
-                if common < least:
-                    now.append((begin, end, index, 0))
-                else:
-                    later.append((begin, end, index, common))
-        now = later
+    spans = [_Span(0, len(order), parent=-1, common=0, round=0)] if len(order) else []
+    while spans:
+        span = spans.pop()
+        longest = span.first + int(np.argmax(lengths[span.first : span.last]))
+        index = int(order[longest])
+        if span.round == len(rounds):
+            rounds.append([])
+        parent = span.parent if span.common else index
+        rounds[span.round].append(Branch(index, parent, span.common))
+        for begin, end, common in _parts(shared, span.first, longest, span.last):
+            if common < least:
+                spans.append(_Span(begin, end, index, 0, span.round))
+            else:
+                spans.append(_Span(begin, end, index, common, span.round + 1))
     return rounds
+
+
+class _Span(NamedTuple):
+    """Neighbors, from `first` to before `last`, that share `common` ids with number `parent`.
+
+    The longest of them is read in that `round`, and others branch off it.
+    """
+
+    first: int
+    last: int
+    parent: int
+    common: int
+    round: int
 
 
 def _common(first: IdArray, second: IdArray) -> int:
