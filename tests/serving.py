@@ -18,7 +18,7 @@ import uvicorn
 from backgpt.api import Model
 from backgpt.server.app import Settings, create_app
 from backgpt.server.catalog import Catalog, Served
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 
 JSON = {"content-type": "application/json"}
 CLIENT = httpx.Client(timeout=30)  # to make one takes longer than most requests
@@ -34,7 +34,7 @@ def catalog_of(model: Model, **others: Model) -> Catalog:
 def serving(
     catalog: Catalog,
     *,
-    decoder: Decoder | None = None,
+    decoder: DecodeThread | None = None,
     settings: Settings | None = None,
     writer: Any = None,
 ) -> Iterator[str]:

@@ -22,7 +22,7 @@ from backgpt import model_folder
 from backgpt.api import Model
 from backgpt.builtin import describe
 from backgpt.cli import main
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, catalog_of, serving, until
 from tiny_models import tiny_model
@@ -130,7 +130,7 @@ def test_to_be_served_with_its_description_a_model_is_read_once(
         read_folders.append(folder.name)
         return read(folder, **options)
 
-    def ask_once(app: FastAPI, _: Decoder, listening: socket.socket) -> None:
+    def ask_once(app: FastAPI, _: DecodeThread, listening: socket.socket) -> None:
         listening.close()
         told.append(TestClient(app, base_url="http://localhost").get("/v1/models").json())
 

@@ -16,9 +16,9 @@ from backgpt.api import Model
 from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.server.channel import Channel, Ended, Part, Wrote
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 from backgpt.server.failures import ApiError, BusyError, FaultError
-from backgpt.server.rounds import Rounds, Waiting, Working
+from backgpt.server.scheduler import Scheduler, SliceTask, WriteTask
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, JSON, catalog_of, joined, post, serving, until
 from tiny_models import Watched, tiny_model
@@ -55,26 +55,26 @@ def channel() -> Channel:
 
 def test_in_every_round_every_sample_gets_one_id(model: Model) -> None:
     async def test() -> None:
-        rounds = Rounds(max_running=8)
+        scheduler = Scheduler(max_running=8)
         channels = [channel() for _ in range(3)]
-        rounds.round([Waiting(one, part(model, seed=i)) for i, one in enumerate(channels)], [])
-        before = rounds.n_drawn
+        scheduler.round([WriteTask(one, part(model, seed=i)) for i, one in enumerate(channels)], [])
+        before = scheduler.n_drawn
         for count in range(1, 5):
-            rounds.round([], [])
-            assert rounds.n_drawn == before + 3 * count
+            scheduler.round([], [])
+            assert scheduler.n_drawn == before + 3 * count
 
     on_a_loop(test)
 
 
 def test_long_prompts_are_read_between_steps_and_not_all_at_once(model: Model) -> None:
     async def test() -> None:
-        rounds = Rounds(max_running=8)
-        long_ones = [Waiting(channel(), part(model, "word " * 300)) for _ in range(3)]
-        rounds.round([Waiting(channel(), part(model)), *long_ones], [])
-        assert rounds.n_running == 1
+        scheduler = Scheduler(max_running=8)
+        long_ones = [WriteTask(channel(), part(model, "word " * 300)) for _ in range(3)]
+        scheduler.round([WriteTask(channel(), part(model)), *long_ones], [])
+        assert scheduler.n_running == 1
         for expected in (2, 3, 4):
-            rounds.round([], [])
-            assert rounds.n_running == expected
+            scheduler.round([], [])
+            assert scheduler.n_running == expected
 
     on_a_loop(test)
 
@@ -86,28 +86,28 @@ def test_work_in_slices_takes_turns_with_streams(model: Model) -> None:
         return "done"
 
     async def test() -> None:
-        rounds = Rounds(max_running=8)
+        scheduler = Scheduler(max_running=8)
         working = channel()
-        rounds.round([Waiting(channel(), part(model)), Working(working, slices())], [])
+        scheduler.round([WriteTask(channel(), part(model)), SliceTask(working, slices())], [])
         while not working.ended:
-            before = rounds.n_drawn
-            rounds.round([], [])
-            assert rounds.n_drawn == before + 1
+            before = scheduler.n_drawn
+            scheduler.round([], [])
+            assert scheduler.n_drawn == before + 1
 
     on_a_loop(test)
 
 
 def test_no_more_than_may_run_and_the_others_come_in_order(model: Model) -> None:
     async def test() -> None:
-        rounds = Rounds(max_running=3)
-        waiting = [Waiting(channel(), part(model, n=2, max_new_tokens=3)) for _ in range(3)]
+        scheduler = Scheduler(max_running=3)
+        waiting = [WriteTask(channel(), part(model, n=2, max_new_tokens=3)) for _ in range(3)]
         order: list[Channel] = []
-        rounds.round(waiting, [])
-        while rounds.has_work:
-            assert rounds.n_running <= 3
-            order += [one for one, said in rounds.said if isinstance(said, Wrote)]
-            rounds.said = []
-            rounds.round([], [])
+        scheduler.round(waiting, [])
+        while scheduler.has_work:
+            assert scheduler.n_running <= 3
+            order += [one for one, said in scheduler.said if isinstance(said, Wrote)]
+            scheduler.said = []
+            scheduler.round([], [])
         assert list(dict.fromkeys(order)) == [one.channel for one in waiting]
 
     on_a_loop(test)
@@ -153,11 +153,11 @@ def test_work_of_a_client_that_leaves_is_closed(model: Model) -> None:
             finally:
                 closed.append(True)
 
-        rounds, working = Rounds(max_running=3), channel()
-        rounds.round([Working(working, slices())], [])
-        rounds.round([], [working])
+        scheduler, working = Scheduler(max_running=3), channel()
+        scheduler.round([SliceTask(working, slices())], [])
+        scheduler.round([], [working])
         assert closed == [True]
-        assert not rounds.has_work
+        assert not scheduler.has_work
 
     on_a_loop(test)
 
@@ -165,7 +165,7 @@ def test_work_of_a_client_that_leaves_is_closed(model: Model) -> None:
 def test_a_full_server_says_so_and_when_to_come_again(model: Model) -> None:
     engine, let_go = engine_of(model), threading.Event()
     engine.before_step = lambda: assert_true(let_go.wait(timeout=20))
-    decoder = Decoder(max_running=2, max_waiting=1)
+    decoder = DecodeThread(max_running=2, max_waiting=1)
     with serving(catalog_of(model), decoder=decoder) as address:
         answers: list[httpx.Response] = []
 
@@ -195,7 +195,7 @@ def test_a_fault_in_a_step_fails_all_who_wait_at_once_and_the_next_request_works
 ) -> None:
     engine, let_go = engine_of(model), threading.Event()
     engine.before_step = lambda: assert_true(let_go.wait(timeout=20))
-    decoder = Decoder(max_running=2, max_waiting=10)
+    decoder = DecodeThread(max_running=2, max_waiting=10)
     with serving(catalog_of(model), decoder=decoder) as address:
         answers: list[httpx.Response] = []
 
@@ -225,14 +225,14 @@ def test_a_fault_in_a_step_fails_all_who_wait_at_once_and_the_next_request_works
         assert not engine.rows
         engine.fails_with = None
         assert post(address, PATH, **ENDLESS, max_tokens=3).status_code == 200
-        assert decoder.rounds.n_faults in (1, 2)  # who came in that very round fails in the next
+        assert decoder.scheduler.n_faults in (1, 2)  # who came in that very round fails in the next
     assert "RuntimeError" in caplog.text
     assert "SECRET" not in caplog.text
 
 
 def test_an_engine_that_always_fails_ends_the_thread_and_nobody_hangs(model: Model) -> None:
     died = threading.Event()
-    decoder = Decoder(died=died.set)
+    decoder = DecodeThread(died=died.set)
     engine_of(model).fails_with = RuntimeError()
     with serving(catalog_of(model), decoder=decoder) as address:
         answers = [post(address, PATH, **ENDLESS) for _ in range(4)]
@@ -250,13 +250,13 @@ def test_an_engine_that_always_fails_at_reading_prompts_is_noticed(
             raise RuntimeError
 
         monkeypatch.setattr(model.engine, "prefill", fail)
-        rounds = Rounds(max_running=3)
+        scheduler = Scheduler(max_running=3)
         channels = [channel() for _ in range(3)]
         for one in channels[:2]:
-            rounds.round([Waiting(one, part(model))], [])
+            scheduler.round([WriteTask(one, part(model))], [])
         with pytest.raises(RuntimeError):
-            rounds.round([Waiting(channels[2], part(model))], [])
-        assert [type(said) for _, said in rounds.said] == [FaultError, type(None)] * 3
+            scheduler.round([WriteTask(channels[2], part(model))], [])
+        assert [type(said) for _, said in scheduler.said] == [FaultError, type(None)] * 3
 
     on_a_loop(test)
 
@@ -270,17 +270,18 @@ def test_work_that_fails_three_times_in_a_row_is_noticed(one_goes_well: bool) ->
             return "done"
             yield
 
-        rounds, outcomes = Rounds(max_running=3), [RuntimeError(), RuntimeError(), RuntimeError()]
-        works = [Working(channel(), slices(error)) for error in outcomes]
+        scheduler = Scheduler(max_running=3)
+        outcomes = [RuntimeError(), RuntimeError(), RuntimeError()]
+        works = [SliceTask(channel(), slices(error)) for error in outcomes]
         if one_goes_well:
-            works.insert(2, Working(channel(), slices(None)))
+            works.insert(2, SliceTask(channel(), slices(None)))
         for work in works[:-1]:
-            rounds.round([work], [])
+            scheduler.round([work], [])
         if one_goes_well:
-            rounds.round(works[-1:], [])
+            scheduler.round(works[-1:], [])
             return
         with pytest.raises(RuntimeError):
-            rounds.round(works[-1:], [])
+            scheduler.round(works[-1:], [])
 
     on_a_loop(test)
 
@@ -299,24 +300,24 @@ def test_nobody_waits_for_ever_when_letting_go_fails(
             finally:
                 raise RuntimeError
 
-        rounds, writing, working = Rounds(max_running=3), channel(), channel()
-        rounds.round([Waiting(writing, part(model)), Working(working, stubborn())], [])
+        scheduler, writing, working = Scheduler(max_running=3), channel(), channel()
+        scheduler.round([WriteTask(writing, part(model)), SliceTask(working, stubborn())], [])
         monkeypatch.setattr(model.engine, "release", fail)
-        rounds.said = []
+        scheduler.said = []
         with pytest.raises(RuntimeError):
-            rounds.round([], [writing])
-        assert rounds.said == [(writing, None)]
-        rounds.said = []
+            scheduler.round([], [writing])
+        assert scheduler.said == [(writing, None)]
+        scheduler.said = []
         error = ApiError(503, "the end")
-        rounds.end_all(error)
-        assert rounds.said == [(working, error), (working, None)]
+        scheduler.end_all(error)
+        assert scheduler.said == [(working, error), (working, None)]
 
     on_a_loop(test)
 
 
 def test_a_request_of_many_parts_that_comes_too_late_is_ended_once(model: Model) -> None:
     async def test() -> None:
-        decoder = Decoder()
+        decoder = DecodeThread()
         late = decoder.write([part(model), part(model), part(model)])
         decoder.ask_to_stop()
         decoder.start()
@@ -336,10 +337,10 @@ def test_a_fault_in_one_requests_own_work_is_told_to_it_alone(model: Model) -> N
             yield
             raise ValueError("SECRET")
 
-        rounds, working, writing = Rounds(max_running=3), channel(), channel()
-        rounds.round([Working(working, broken()), Waiting(writing, part(model))], [])
-        rounds.round([], [])
-        said = [event for one, event in rounds.said if one is working]
+        scheduler, working, writing = Scheduler(max_running=3), channel(), channel()
+        scheduler.round([SliceTask(working, broken()), WriteTask(writing, part(model))], [])
+        scheduler.round([], [])
+        said = [event for one, event in scheduler.said if one is working]
         assert isinstance(said[0], FaultError)
         assert said[1:] == [None]
         assert not writing.ended
@@ -356,7 +357,7 @@ def test_health_fails_when_the_thread_has_not_moved_for_5_seconds(model: Model) 
         assert let_go.wait(timeout=20)
 
     engine.before_step = hang
-    with serving(catalog_of(model), decoder=Decoder(clock=lambda: now)) as address:
+    with serving(catalog_of(model), decoder=DecodeThread(clock=lambda: now)) as address:
         assert CLIENT.get(address + "/health").json()["status"] == "ok"
         thread = threading.Thread(target=lambda: post(address, PATH, **ENDLESS, max_tokens=3))
         thread.start()
@@ -373,7 +374,7 @@ def test_health_fails_when_the_thread_has_not_moved_for_5_seconds(model: Model) 
 
 def test_a_stopped_server_fails_what_is_not_finished(model: Model) -> None:
     async def test() -> None:
-        decoder = Decoder()
+        decoder = DecodeThread()
         decoder.start()
         writing = decoder.write([part(model)])
         events = writing.events()
@@ -392,7 +393,7 @@ def test_a_stopped_server_fails_what_is_not_finished(model: Model) -> None:
 
 def test_hundreds_of_requests_leave_no_row_and_no_weight(model: Model) -> None:
     async def test() -> None:
-        decoder = Decoder(max_running=8, max_waiting=2000)
+        decoder = DecodeThread(max_running=8, max_waiting=2000)
         decoder.start()
         channels = [decoder.write([part(model, max_new_tokens=2)]) for _ in range(300)]
         for number, one in enumerate(channels):
@@ -403,7 +404,7 @@ def test_hundreds_of_requests_leave_no_row_and_no_weight(model: Model) -> None:
         while decoder.in_flight:
             await asyncio.sleep(0.01)
         decoder.stop()
-        assert decoder.rounds.n_running == decoder.n_waiting == 0
+        assert decoder.scheduler.n_running == decoder.n_waiting == 0
 
     on_a_loop(test)
     assert not engine_of(model).rows
@@ -411,7 +412,7 @@ def test_hundreds_of_requests_leave_no_row_and_no_weight(model: Model) -> None:
 
 def test_more_than_fits_is_refused_before_anything_is_made(model: Model) -> None:
     async def test() -> None:
-        decoder = Decoder(max_running=2, max_waiting=0)
+        decoder = DecodeThread(max_running=2, max_waiting=0)
         decoder.write([part(model, n=2)])
         with pytest.raises(BusyError):
             decoder.write([part(model)])

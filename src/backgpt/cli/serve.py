@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from backgpt.server.catalog import Catalog
-    from backgpt.server.decode import Decoder
+    from backgpt.server.decode import DecodeThread
     from backgpt.server.guard import Rules
 
 KEY_VARIABLE = "BACKGPT_API_KEY"
@@ -81,12 +81,12 @@ def serve(
         import uvicorn  # noqa: F401
 
         from backgpt.server.app import Settings, create_app
-        from backgpt.server.decode import Decoder
+        from backgpt.server.decode import DecodeThread
         from backgpt.server.upstream import Upstream
 
     catalog = _catalog(model, device, threads)
     listening = _listen(host, port)
-    decoder = Decoder(max_running=max_running, max_waiting=max_waiting)
+    decoder = DecodeThread(max_running=max_running, max_waiting=max_waiting)
     writer = None
     if upstream is not None:
         writer = Upstream(
@@ -101,7 +101,7 @@ def serve(
     _run(app, decoder, listening)
 
 
-def _run(app: "FastAPI", decoder: "Decoder", listening: socket.socket) -> None:
+def _run(app: "FastAPI", decoder: "DecodeThread", listening: socket.socket) -> None:
     """Answer requests until told to end. Raises BackgptError if the models cannot be run."""
     import uvicorn
 

@@ -20,7 +20,7 @@ from backgpt.errors import BackgptError
 from backgpt.server import chat, completions, schema, scores
 from backgpt.server.answers import ErrorBody, Health, ModelCard, ModelList
 from backgpt.server.catalog import Catalog
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 from backgpt.server.failures import ApiError, CatchFaults, as_api_error, error_response
 from backgpt.server.guard import Guard, Rules
 from backgpt.server.metrics import CountRequests, Metrics
@@ -47,7 +47,7 @@ class Settings:
 def create_app(
     catalog: Catalog,
     *,
-    decoder: Decoder | None = None,
+    decoder: DecodeThread | None = None,
     writer: Writes | None = None,
     settings: Settings | None = None,
 ) -> FastAPI:
@@ -56,7 +56,7 @@ def create_app(
     Its lifespan starts and stops the `decoder`. Without a `writer` that is what writes, too.
     """
     settings = settings or Settings()
-    decoder = decoder or Decoder()
+    decoder = decoder or DecodeThread()
     writer = writer or decoder
     metrics = Metrics(decoder)
 
@@ -91,7 +91,7 @@ def create_app(
     return app
 
 
-def _add_watching(app: FastAPI, decoder: Decoder, metrics: Metrics) -> None:
+def _add_watching(app: FastAPI, decoder: DecodeThread, metrics: Metrics) -> None:
     @app.get("/v1/models", response_model=ModelList)
     async def models(service: TheService) -> ModelList:
         """List the models that are served."""

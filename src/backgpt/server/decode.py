@@ -12,7 +12,7 @@ from typing import Any
 
 from backgpt.server.channel import Channel, Part, Said
 from backgpt.server.failures import ApiError, BusyError, place_of
-from backgpt.server.rounds import Arrived, Rounds, Waiting, Working
+from backgpt.server.scheduler import Arrived, Scheduler, SliceTask, WriteTask
 from backgpt.slices import Slices
 
 IDLE_SECONDS = 1.0
@@ -20,7 +20,7 @@ IDLE_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class Decoder:
+class DecodeThread:
     """Runs models on a thread of its own.
 
     At most `max_running` samples are written at a time and `max_waiting` more wait. `died` is
@@ -36,7 +36,7 @@ class Decoder:
         died: Callable[[], None] = lambda: None,
     ) -> None:
         self.max_running, self.max_waiting = max_running, max_waiting
-        self.rounds = Rounds(max_running=max_running)
+        self.scheduler = Scheduler(max_running=max_running)
         self.in_flight = 0
         """Samples that are asked for and not ended; only the event loop counts them."""
         self.stopped_in_peace = True
@@ -62,11 +62,11 @@ class Decoder:
                 param="n",
             )
         weight = sum(part.job.n for part in parts)
-        return self._admit(weight, lambda channel: [Waiting(channel, part) for part in parts])
+        return self._admit(weight, lambda channel: [WriteTask(channel, part) for part in parts])
 
     def work(self, work: Slices[Any]) -> Channel:
         """Begin work in slices: between two of them others get their turn. Raises BusyError."""
-        return self._admit(1, lambda channel: [Working(channel, work)])
+        return self._admit(1, lambda channel: [SliceTask(channel, work)])
 
     @property
     def seconds_since_last_round(self) -> float:
@@ -81,7 +81,7 @@ class Decoder:
     @property
     def n_waiting(self) -> int:
         """How many jobs and pieces of work wait."""
-        return self.rounds.n_waiting + len(self._arrived)
+        return self.scheduler.n_waiting + len(self._arrived)
 
     def start(self) -> None:
         """Start the thread."""
@@ -134,7 +134,7 @@ class Decoder:
         try:
             while not self._stopping:
                 self._beat = self._clock()
-                self.rounds.round(*self._news())
+                self.scheduler.round(*self._news())
                 self._deliver()
         except Exception as error:
             log.critical("the decode thread cannot go on: %s", place_of(error))
@@ -145,15 +145,15 @@ class Decoder:
                 self._stopping = True
             late, _ = self._news()
             for channel in dict.fromkeys(one.channel for one in late):
-                self.rounds.said += [(channel, _stopping()), (channel, None)]
-            self.rounds.end_all(_stopping())
+                self.scheduler.said += [(channel, _stopping()), (channel, None)]
+            self.scheduler.end_all(_stopping())
             self._deliver()
 
     def _news(self) -> tuple[list[Arrived], list[Channel]]:
         """Return what has arrived and who is gone; wait a little if there is nothing to do."""
         with self._wake:
-            rounds = self.rounds
-            if not (self._stopping or self._arrived or self._gone or rounds.has_work):
+            scheduler = self.scheduler
+            if not (self._stopping or self._arrived or self._gone or scheduler.has_work):
                 self._wake.wait(IDLE_SECONDS)
             arrived, self._arrived = self._arrived, []
             gone, self._gone = self._gone, []
@@ -161,7 +161,7 @@ class Decoder:
 
     def _deliver(self) -> None:
         """Hand what was said to the event loops that wait for it."""
-        said, self.rounds.said = self.rounds.said, []
+        said, self.scheduler.said = self.scheduler.said, []
         for loop in {channel.loop for channel, _ in said}:
             mine = [one for one in said if one[0].loop is loop]
             try:

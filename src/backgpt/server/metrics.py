@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 OTHER = "other"
@@ -16,15 +16,16 @@ OTHER = "other"
 class _Counts(Collector):
     """What the decode thread counts itself."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: DecodeThread) -> None:
         self._decoder = decoder
 
     def collect(self) -> list[CounterMetricFamily]:
         """Return the counts as they are now."""
+        scheduler = self._decoder.scheduler
         counts = (
-            ("backgpt_tokens_drawn", "Tokens written.", self._decoder.rounds.n_drawn),
-            ("backgpt_faults", "Faults while models ran.", self._decoder.rounds.n_faults),
-            ("backgpt_canceled", "Requests whose clients left.", self._decoder.rounds.n_canceled),
+            ("backgpt_tokens_drawn", "Tokens written.", scheduler.n_drawn),
+            ("backgpt_faults", "Faults while models ran.", scheduler.n_faults),
+            ("backgpt_canceled", "Requests whose clients left.", scheduler.n_canceled),
         )
         return [CounterMetricFamily(name, text, value=value) for name, text, value in counts]
 
@@ -32,11 +33,12 @@ class _Counts(Collector):
 class Metrics:
     """The server's metrics, in a registry of their own."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: DecodeThread) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Counts(decoder))
+        scheduler = decoder.scheduler
         gauges = (
-            ("backgpt_samples_running", "Samples being written.", lambda: decoder.rounds.n_running),
+            ("backgpt_samples_running", "Samples being written.", lambda: scheduler.n_running),
             ("backgpt_samples_in_flight", "Asked for and not ended.", lambda: decoder.in_flight),
             ("backgpt_work_waiting", "Jobs that wait to begin.", lambda: decoder.n_waiting),
             (

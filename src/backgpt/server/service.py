@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 
 from backgpt.server.catalog import Catalog
 from backgpt.server.channel import Channel, Part
-from backgpt.server.decode import Decoder
+from backgpt.server.decode import DecodeThread
 from backgpt.server.streams import while_connected
 from backgpt.slices import Slices
 
@@ -32,7 +32,7 @@ class Service:
     """Models by name, the thread that scores, and what writes."""
 
     catalog: Catalog
-    decoder: Decoder
+    decoder: DecodeThread
     writer: Writes
 
     async def work_out(self, request: Request, slices: Slices[T]) -> T:

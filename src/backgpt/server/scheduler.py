@@ -1,5 +1,10 @@
 """What the decode thread does in a round: let go, begin, do a slice, and draw one id for all.
 
+    a WriteTask     waits -> its samples are drawn for, in the batch of their engine -> ended
+                      ^                            | a text that another turn follows
+                      +----------------------------+
+    a SliceTask     waits -> one slice -> waits behind the others -> ... -> done
+
 So streams are served alike, prompts are read between steps up to a budget, and a request that was
 canceled costs at most the rest of a round. A fault in a step fails all that its engine was doing
 and all that wait for it, at once; what comes next begins afresh.
@@ -38,7 +43,7 @@ class _Writing:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WriteTask:
     """A job that is to begin."""
 
     channel: Channel
@@ -47,7 +52,7 @@ class Waiting:
 
 
 @dataclass
-class Working:
+class SliceTask:
     """Work that is done slice by slice."""
 
     channel: Channel
@@ -55,18 +60,19 @@ class Working:
 
 
 @dataclass
-class _Desk:
+class _EngineBatch:
     """What runs on one engine, by the numbers of its samples."""
 
+    engine: Engine
     running: Running
     writings: dict[int, _Writing] = field(default_factory=dict)
 
 
-Arrived = Waiting | Working
-_Task = Literal["write", "work"]
+Arrived = WriteTask | SliceTask
+_Kind = Literal["write", "work"]
 
 
-class Rounds:
+class Scheduler:
     """All that is being written and worked out, at most `max_running` samples at a time.
 
     `said` is what is to be told to channels since it was last taken.
@@ -76,26 +82,26 @@ class Rounds:
         self.said: list[tuple[Channel, Said]] = []
         self.n_drawn = self.n_faults = self.n_canceled = 0
         self._max_running = max_running
-        self._waiting: deque[Waiting] = deque()
-        self._working: deque[Working] = deque()
-        self._desks: dict[int, _Desk] = {}
-        self._faults_in_a_row: Counter[_Task] = Counter()
+        self._waiting: deque[WriteTask] = deque()
+        self._slices: deque[SliceTask] = deque()
+        self._batches: dict[int, _EngineBatch] = {}
+        self._faults_in_a_row: Counter[_Kind] = Counter()
 
     @property
     def n_running(self) -> int:
         """How many samples are being written."""
-        return sum(len(desk.running) for desk in list(self._desks.values()))
+        return sum(len(batch.running) for batch in list(self._batches.values()))
 
     @property
     def n_waiting(self) -> int:
         """How many jobs and pieces of work wait for their turn."""
-        return len(self._waiting) + len(self._working)
+        return len(self._waiting) + len(self._slices)
 
     @property
     def has_work(self) -> bool:
         """Whether another round would do something."""
         return bool(
-            self._waiting or self._working or any(desk.writings for desk in self._desks.values())
+            self._waiting or self._slices or any(batch.writings for batch in self._batches.values())
         )
 
     def round(self, arrived: Sequence[Arrived], gone: Sequence[Channel]) -> None:
@@ -103,91 +109,91 @@ class Rounds:
 
         Raises what an engine raises that cannot be used any more.
         """
-        self._waiting += [one for one in arrived if isinstance(one, Waiting)]
-        self._working += [one for one in arrived if isinstance(one, Working)]
+        self._waiting += [one for one in arrived if isinstance(one, WriteTask)]
+        self._slices += [one for one in arrived if isinstance(one, SliceTask)]
         for channel in gone:
             self.n_canceled += not channel.ended
             self._end(channel)
         self._begin()
         self._do_slice()
-        for desk in self._desks.values():
-            self._step(desk)
+        for batch in self._batches.values():
+            self._step(batch)
 
     def end_all(self, error: BackgptError) -> None:
         """Fail all that is being done."""
         channels = [one.channel for one in self._waiting]
-        channels += [one.channel for one in self._working]
-        for desk in self._desks.values():
-            channels += [writing.channel for writing in desk.writings.values()]
-            desk.writings.clear()
+        channels += [one.channel for one in self._slices]
+        for batch in self._batches.values():
+            channels += [writing.channel for writing in batch.writings.values()]
+            batch.writings.clear()
         for channel in channels:
             with suppress(Exception):
                 self._end(channel, error)
-        for desk in self._desks.values():
+        for batch in self._batches.values():
             with suppress(Exception):  # the engine may be what has failed
-                desk.running.close()
+                batch.running.close()
 
     def _begin(self) -> None:
         """Begin waiting jobs: at least one if there is room, and no more ids than the budget."""
         n_read = 0
         while self._waiting:
-            waiting = self._waiting[0]
-            job = waiting.part.job
+            task = self._waiting[0]
+            job = task.part.job
             n_read += len(job.prompt.ids)
             full = self.n_running + job.n > self._max_running
             if full or (n_read > IDS_READ_IN_A_ROUND and n_read > len(job.prompt.ids)):
                 return
             self._waiting.popleft()
-            with self._failing(waiting.channel, "write"):
-                self._seat(waiting)
+            with self._failing(task.channel, "write"):
+                self._start(task)
 
-    def _seat(self, waiting: Waiting) -> None:
-        part, job = waiting.part, waiting.part.job
-        desk = self._desk(part.engine)
+    def _start(self, task: WriteTask) -> None:
+        part, job = task.part, task.part.job
+        batch = self._batch_of(part.engine)
         drawings = [Drawing(job) for _ in range(job.n)]
-        for place, number in enumerate(desk.running.add(job)):
-            desk.writings[number] = _Writing(
-                waiting.channel, part, part.first + place, waiting.turn, drawings[place]
+        for place, number in enumerate(batch.running.add(job)):
+            batch.writings[number] = _Writing(
+                task.channel, part, part.first + place, task.turn, drawings[place]
             )
 
     def _do_slice(self) -> None:
-        if not self._working:
+        if not self._slices:
             return
-        working = self._working.popleft()
-        with self._failing(working.channel, "work"):
+        task = self._slices.popleft()
+        with self._failing(task.channel, "work"):
             try:
-                next(working.work)
+                next(task.work)
             except StopIteration as end:
                 self._faults_in_a_row["work"] = 0
-                self._say(working.channel, Done(end.value))
-                self._end(working.channel)
+                self._say(task.channel, Done(end.value))
+                self._end(task.channel)
             else:
-                self._working.append(working)
+                self._slices.append(task)
 
-    def _step(self, desk: _Desk) -> None:
+    def _step(self, batch: _EngineBatch) -> None:
         """Draw an id for every sample of an engine, and say what text it makes."""
-        if not desk.writings:
+        if not batch.writings:
             return
         try:
-            step = desk.running.step()
+            step = batch.running.step()
         except Exception as error:
-            self._fault(desk, error)
+            self._fault(batch, error)
             return
         self.n_drawn += len(step)
         for drawn in step:
-            writing = desk.writings.get(drawn.number)
+            writing = batch.writings.get(drawn.number)
             if writing is not None:  # its request may just have failed
                 with self._failing(writing.channel):
-                    self._take(desk, writing, drawn)
+                    self._take(batch, writing, drawn)
 
-    def _take(self, desk: _Desk, writing: _Writing, drawn: Drawn) -> None:
+    def _take(self, batch: _EngineBatch, writing: _Writing, drawn: Drawn) -> None:
         """Say what text an id makes, and end the text if it is the last."""
         self._write(writing, writing.drawing.take(drawn), drawn)
         if drawn.is_last or writing.drawing.stopped:
             if len(writing.drawing.drawn) > 1:  # the first id needs no step
                 self._faults_in_a_row["write"] = 0
-            desk.running.cancel([drawn.number])
-            del desk.writings[drawn.number]
+            batch.running.cancel([drawn.number])
+            del batch.writings[drawn.number]
             self._finish(writing)
 
     def _write(self, writing: _Writing, piece: str, drawn: Drawn | None = None) -> None:
@@ -203,36 +209,35 @@ class Rounds:
         self._say(writing.channel, ended)
         if job is not None:
             following = replace(part, job=job, first=writing.index)
-            self._waiting.appendleft(Waiting(writing.channel, following, writing.turn + 1))
+            self._waiting.appendleft(WriteTask(writing.channel, following, writing.turn + 1))
             return
         writing.channel.unfinished -= 1
         if not writing.channel.unfinished:
             self._end(writing.channel)
 
-    def _fault(self, desk: _Desk, error: Exception) -> None:
+    def _fault(self, batch: _EngineBatch, error: Exception) -> None:
         """Fail all that an engine does and all that wait for it. Raises if it will not let go."""
         log.error("a fault while writing: %s", place_of(error))
         self.n_faults += 1
-        [engine] = [id_ for id_, other in self._desks.items() if other is desk]
-        channels = [writing.channel for writing in desk.writings.values()]
-        channels += [one.channel for one in self._waiting if id(one.part.engine) == engine]
-        desk.writings.clear()
+        channels = [writing.channel for writing in batch.writings.values()]
+        channels += [one.channel for one in self._waiting if one.part.engine is batch.engine]
+        batch.writings.clear()
         for channel in channels:
             self._end(channel, FaultError())
-        desk.running.close()
+        batch.running.close()
         self._count_fault("write", error)
 
-    def _count_fault(self, task: _Task, error: Exception) -> None:
+    def _count_fault(self, kind: _Kind, error: Exception) -> None:
         """Count a fault of an engine. Raises it if there were too many, and none went well."""
-        self._faults_in_a_row[task] += 1
-        if self._faults_in_a_row[task] >= FAULTS_IN_A_ROW:
+        self._faults_in_a_row[kind] += 1
+        if self._faults_in_a_row[kind] >= FAULTS_IN_A_ROW:
             raise error
 
     @contextmanager
-    def _failing(self, channel: Channel, task: _Task | None = None) -> Iterator[None]:
+    def _failing(self, channel: Channel, kind: _Kind | None = None) -> Iterator[None]:
         """Around what is done for one channel alone: a failure there is told to nobody else.
 
-        With a `task` an engine runs in it, and a fault counts as the engine's.
+        With a `kind` an engine runs in it, and a fault counts as the engine's.
         """
         try:
             yield
@@ -242,8 +247,8 @@ class Rounds:
             log.error("a fault: %s", place_of(error))
             self.n_faults += 1
             self._end(channel, FaultError())
-            if task is not None:
-                self._count_fault(task, error)
+            if kind is not None:
+                self._count_fault(kind, error)
 
     def _end(self, channel: Channel, error: BackgptError | None = None) -> None:
         """Say the last to a channel and let go of all that is done for it."""
@@ -260,18 +265,18 @@ class Rounds:
     def _let_go(self, channel: Channel) -> None:
         """Forget what is done for a channel. Raises what an engine raises."""
         self._waiting = deque(one for one in self._waiting if one.channel is not channel)
-        for desk in self._desks.values():
-            mine = [n for n, writing in desk.writings.items() if writing.channel is channel]
+        for batch in self._batches.values():
+            mine = [n for n, writing in batch.writings.items() if writing.channel is channel]
             for number in mine:
-                del desk.writings[number]
+                del batch.writings[number]
             if mine:
-                desk.running.cancel(mine)
-        for working in [one for one in self._working if one.channel is channel]:
-            self._working.remove(working)
-            working.work.close()
+                batch.running.cancel(mine)
+        for task in [one for one in self._slices if one.channel is channel]:
+            self._slices.remove(task)
+            task.work.close()
 
-    def _desk(self, engine: Engine) -> _Desk:
-        return self._desks.setdefault(id(engine), _Desk(Running(engine)))
+    def _batch_of(self, engine: Engine) -> _EngineBatch:
+        return self._batches.setdefault(id(engine), _EngineBatch(engine, Running(engine)))
 
     def _say(self, channel: Channel, event: Said) -> None:
         self.said.append((channel, event))
