@@ -1490,6 +1490,183 @@ def test_the_line_that_a_candidate_must_be_kept_goes_when_one_was(
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_what_is_being_written_is_seen_after_a_long_ending(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    events = written(*[f"word{number} " for number in range(200)])
+    server.answers["/v1/completions"] = [Answer(events=[*events[:150], gate, *events[150:]])]
+    page = visit(server.address)
+    page.fill("#ending", "ending " * 1000)
+    page.keyboard.press("Control+End")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(WORDS, has_text="word149")).to_be_in_viewport()
+    gate.set()
+    settled(page)
+    expect(page.locator(WORDS, has_text="word199")).to_be_in_viewport()
+
+
+def test_the_focus_and_the_caret_are_never_behind_the_bar(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(*["many words and lines "] * 150)]
+    page = visit(server.address)
+    write(page, "The end.")
+    hidden = """() => {
+      const { bottom } = document.activeElement.getBoundingClientRect();
+      return bottom > document.querySelector("#story > .bar").getBoundingClientRect().top;
+    }"""
+    page.locator(WORDS).first.focus()
+    for size in ((1280, 800), (390, 844)):
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.locator(WORDS).first.focus()
+        behind = 0
+        for _ in range(40):
+            page.keyboard.press("ArrowDown")
+            behind += page.evaluate(hidden)
+        assert behind == 0, size
+
+
+def test_editing_is_left_by_its_button_and_undo_takes_nothing_else_back(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    events = [event for i in range(3) for event in written(" fox.", f"A{i}", index=i)]
+    server.answers["/v1/completions"] = [Answer(events=[*events, "[DONE]"])]
+    page = visit(server.address)
+    expect(page.locator("#edit")).to_be_hidden()  # nothing is lost by leaving
+    choose(page, "n", "3")
+    write(page, " The end.")
+    page.click("#edit")
+    page.click("#undo")
+    expect(page.locator(SHEETS)).to_have_count(3)
+    page.click("#edit")
+    expect(page.locator("#edit")).to_have_text("Done")
+    page.click("#edit")
+    expect(page.locator(SHEETS)).to_have_count(3)
+    expect(page.locator("#edit")).to_have_text("Edit the ending")
+    expect(page.locator("#edit")).to_be_focused()
+
+
+def test_what_is_being_written_survives_a_reload(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    server.answers["/v1/completions"] = [
+        story(" The fox"),
+        Answer(events=[*written(" red", "A small", finish="length")[:2], gate]),
+    ]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?")[:1], gate])]
+    page = visit(server.address)
+    write(page, " ran.")
+    page.click("#write")
+    expect(page.locator(WORDS)).to_have_count(4)
+    page.reload()
+    assert sheet_text(page) == "A small red ran."
+    expect(page.locator("#go-on")).to_be_visible()
+    page.click("#undo")
+    assert sheet_text(page) == " The fox ran."
+    page.get_by_role("link", name="BackChat").click()
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines").first).to_have_text("Who?")
+    page.reload()
+    expect(page.locator("#exchanges .lines")).to_have_text(["Who?", "A fox."])
+    gate.set()
+
+
+def test_an_opening_is_not_put_in_front_of_a_part_of_itself(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" was here.", finish="length"), story("Again a ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": []})]
+    page = visit(server.address)
+    page.click("#more summary")
+    page.fill("#settings [name=opening]", "One day, a fox")
+    write(page, " The end.")
+    for word, opening in (("fox", None), ("was", "One day, a fox")):
+        page.locator(WORDS, has_text=word).first.click()
+        page.click("#menu-rewrite")
+        settled(page)
+        assert server.bodies("/v1/completions")[-1].get("prompt") == opening
+        page.click("#undo")
+
+
+def test_text_does_not_run_off_the_paper(server: Scripted, visit: Callable[[str], Any]) -> None:
+    server.answers["/v1/completions"] = [story(*["word\tand\t\ttab "] * 60)]
+    page = visit(server.address)
+    over = """() => Math.max(...[...document.querySelectorAll("#desk .line")].map((line) =>
+      line.scrollWidth - line.clientWidth))"""
+    write(page, "The\t\tend.")
+    assert page.evaluate(over) <= 1
+    sheet = "* { letter-spacing: 0.12em !important; word-spacing: 0.16em !important }"
+    page.evaluate(
+        """(text) => {
+          const sheet = new CSSStyleSheet();
+          sheet.replaceSync(text);
+          document.adoptedStyleSheets = [sheet];
+        }""",
+        sheet,
+    )
+    page.set_viewport_size({"width": 900, "height": 800})
+    page.wait_for_timeout(400)  # the lines are placed anew, and their spaces widen
+    assert page.evaluate(over) <= 1
+
+
+def test_another_width_keeps_the_place_and_closes_the_menu(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(*[f"word{number} " for number in range(60)])]
+    server.answers["/v1/alternatives"] = [Answer({"data": []})]
+    page = visit(server.address)
+    write(page, "The end.")
+    page.locator(WORDS).first.focus()
+    for _ in range(29):
+        page.keyboard.press("ArrowRight")
+    for width in (800, 1100):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(200)  # until the lines are placed anew
+        expect(page.locator(":focus")).to_have_text("word30")
+    page.keyboard.press("Enter")
+    expect(page.locator("#menu")).to_be_visible()
+    page.set_viewport_size({"width": 1100, "height": 500})  # as when a keyboard comes up
+    expect(page.locator("#menu")).to_be_visible()
+    page.set_viewport_size({"width": 900, "height": 800})
+    expect(page.locator("#menu")).to_be_hidden()
+
+
+def test_every_field_has_a_name_and_copying_is_answered(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A fox.")]
+    page = visit(server.address)
+    expect(page.get_by_role("slider", name="Temperature")).to_be_visible()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    write(page, " The end.")
+    page.click("#copy-text")
+    expect(page.locator("#status")).to_have_text("text copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "A fox. The end."
+
+
+def test_an_answer_that_begins_a_conversation_needs_no_candidate_kept(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    both = [*said("So.", index=0), *said("No.", index=1)]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*both, "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    fill_hidden(page, "#say [name=n]", "2")
+    page.locator("#say [value=reply]").check(force=True)
+    page.fill("#message", "Why?")
+    page.click("#chat-send")
+    expect(page.get_by_role("button", name="Keep this one")).to_have_count(2)
+    page.locator("#say [value=ask]").check(force=True)
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.locator("#message")).to_have_value("")
+    assert server.bodies("/v1/chat/completions")[1]["messages"] == [
+        {"role": "assistant", "content": "A fox."}
+    ]
+
+
 def test_a_broken_chat_names_the_button_that_is_there(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

@@ -32,7 +32,7 @@ export class Chat {
       again: () => this.again(),
     });
     const kept = keep("backgpt.chat", () => ({
-      exchanges: this.exchanges,
+      exchanges: this.exchangesToKeep(),
       ended: this.ended,
     }));
     /** @type {Exchange[]} newest first */
@@ -41,6 +41,8 @@ export class Chat {
     this.ended = kept?.ended ?? [];
     /** @type {AbortController | null} */
     this.writing = null;
+    /** @type {Exchange[] | null} as they will be if what is written now is stopped */
+    this.unfinished = null;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.say();
@@ -89,6 +91,14 @@ export class Chat {
     this.view.render(this.exchanges, { canBringBack: this.ended.length > 0 });
   }
 
+  /** The exchanges, with what is being written as if it were stopped now: the page may go. */
+  exchangesToKeep() {
+    if (!this.unfinished) return this.exchanges;
+    const [newest, ...older] = this.unfinished;
+    const options = newest.options.filter((messages) => messages.length);
+    return options.length ? [{ ...newest, options }, ...older] : this.exchanges;
+  }
+
   /** Say what stands in the field. */
   say() {
     const content = this.settings.field("message").value.trim();
@@ -100,12 +110,12 @@ export class Chat {
     }
     const { mode } = this;
     const [newest] = this.exchanges;
-    if (mode === "ask" && newest && newest.options.length > 1) {
+    const context = this.settings.field("context").value.trim();
+    const goesOn = mode === "ask" && newest?.mode === "ask" && newest.context === context;
+    if (goesOn && newest.options.length > 1) {
       showProblem("Keep one of the candidates first: the conversation goes on from it.");
       return;
     }
-    const context = this.settings.field("context").value.trim();
-    const goesOn = mode === "ask" && newest?.mode === "ask" && newest.context === context;
     const rest = goesOn ? [...newest.options[0], newest.said, ...newest.rest] : [];
     const role = mode === "reply" ? "user" : "assistant";
     this.write({ mode, said: { role, content }, options: [], rest, context }, this.exchanges);
@@ -149,7 +159,8 @@ export class Chat {
       return;
     }
     this.writing = new AbortController();
-    this.view.startWriting([exchange, ...older]);
+    this.unfinished = [exchange, ...older];
+    this.view.startWriting(this.unfinished);
     announce("writing");
     const { signal } = this.writing;
     let problem = "This page failed on what the server sent: try again.";
@@ -157,6 +168,7 @@ export class Chat {
       problem = await this.ask(body, exchange, signal);
     } finally {
       this.writing = null;
+      this.unfinished = null;
       this.endWriting(exchange, older, body);
       const nothing = "No message came to its beginning: try again, or say something else.";
       showProblem(problem || (exchange.options.length || signal.aborted ? "" : nothing));

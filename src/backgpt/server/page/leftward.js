@@ -38,7 +38,7 @@ export class LeftwardText {
     this.width = 0;
     this.ruler = ruler(root);
     new ResizeObserver(() => {
-      if (Math.abs(root.clientWidth - this.width) >= 1) this.set(this.text, this.given);
+      if (Math.abs(root.clientWidth - this.width) >= 1) this.placeAnew();
     }).observe(root);
   }
 
@@ -56,6 +56,18 @@ export class LeftwardText {
     this.openParagraph();
     this.grow(text, false);
     this.changed();
+  }
+
+  /** Place all words for another width; the one that has the focus keeps it. */
+  placeAnew() {
+    const { activeElement } = document;
+    const focused = this.words.find(({ element }) => element.contains(activeElement));
+    this.set(this.text, this.given);
+    const again = focused && this.words.find(({ fromEnd }) => fromEnd === focused.fromEnd);
+    const word = /** @type {HTMLElement | undefined} */ (again?.element.lastElementChild);
+    if (!word) return;
+    word.tabIndex = -1;
+    word.focus({ preventScroll: true });
   }
 
   /**
@@ -194,7 +206,8 @@ export class LeftwardText {
   fillOut(line, spare) {
     const spaces = line.words.slice(1).reduce((sum, { gap }) => sum + gap.length, 0);
     const most = WIDEST_SPACE * this.ruler.size;
-    if (spaces) line.element.style.wordSpacing = `${Math.min(spare / spaces, most)}px`;
+    const wider = this.ruler.wordSpacing + Math.min(spare / spaces, most);
+    if (spaces) line.element.style.wordSpacing = `${wider}px`;
   }
 }
 
@@ -214,15 +227,30 @@ const widths = new Map();
  * @param {HTMLElement} element
  */
 function ruler(element) {
-  const { fontStyle, fontWeight, fontSize, fontFamily } = getComputedStyle(element);
+  const style = getComputedStyle(element);
+  const { fontStyle, fontWeight, fontSize, fontFamily } = style;
   const font = `${fontStyle} ${fontWeight} ${fontSize} ${fontFamily}`;
-  const measure = (/** @type {string} */ text) => {
-    const known = widths.get(font + text);
+  const letterSpacing = `${pixels(style.letterSpacing)}px`;
+  const wordSpacing = `${pixels(style.wordSpacing)}px`;
+  const look = [font, letterSpacing, wordSpacing, ""].join(" ");
+  /** @type {(text: string) => number} */
+  const measure = (text) => {
+    const known = widths.get(look + text);
     if (known !== undefined || !canvas) return known ?? 0;
-    canvas.font = font;
-    const { width } = canvas.measureText(text);
-    widths.set(font + text, width);
+    Object.assign(canvas, { font, letterSpacing, wordSpacing });
+    // A tab is measured as a space, and drawn as up to half of one more.
+    const tabs = text.split("\t").length - 1;
+    const width = canvas.measureText(text).width + (tabs && (tabs * measure(" ")) / 2);
+    widths.set(look + text, width);
     return width;
   };
-  return { measure, size: Number.parseFloat(fontSize) };
+  return { measure, size: pixels(fontSize), wordSpacing: pixels(wordSpacing) };
+}
+
+/**
+ * Return a computed length; "normal" is none.
+ * @param {string} length
+ */
+function pixels(length) {
+  return Number.parseFloat(length) || 0;
 }

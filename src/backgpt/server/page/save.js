@@ -41,6 +41,7 @@ async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
     announce(`${what} copied`);
+    byId("status").textContent = `${what} copied`;
   } catch {
     showProblem("The browser does not let this page copy: select the text and copy it by hand.");
   }

@@ -58,15 +58,17 @@ export class Settings {
    * Return a request for what stands before the rest of a text. A long rest is given by its first
    * words, so that there is room to write; then there can be no hints, and `unheeded` says whether
    * some were wanted. Raises RangeError for a field that does not hold what it should.
+   * A rest that begins `inOpening` gets no opening in front.
    * @param {string} rest
+   * @param {{inOpening: boolean}} where
    * @returns {{body: Completion, unheeded: boolean}}
    */
-  before(rest) {
+  before(rest, { inOpening }) {
     const { given, continues } = this.given(rest);
     const { opening } = this.hints;
     const body = {
       ...given,
-      ...(opening && !continues && { prompt: opening }),
+      ...(opening && !continues && !inOpening && { prompt: opening }),
       n: Number(this.field("n").value),
       temperature: Number(this.field("temperature").value),
       seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),

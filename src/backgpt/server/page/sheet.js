@@ -43,6 +43,11 @@ export class Sheet {
     if (!growing) this.offerFirstWord();
   }
 
+  /** Scroll as far as it takes to see the topmost line. */
+  showTop() {
+    this.lines.querySelector(".line")?.scrollIntoView({ block: "nearest" });
+  }
+
   /** Put the first word into the tab order. */
   offerFirstWord() {
     const [first] = this.written.words;

@@ -19,6 +19,7 @@ const WITH_ITS_OWN_UNDO = "textarea, input:not([type=radio], [type=range]), [pop
  * @typedef {import("./record.js").Draft} Draft
  * @typedef {import("./record.js").Story} Story
  * @typedef {import("./record.js").Step} Step
+ * @typedef {{ending: string, written: string, steps: Step[]}} Base what stays of a text
  */
 
 export class StoryDesk {
@@ -29,7 +30,7 @@ export class StoryDesk {
       keep: (index) => this.keep(index),
     });
     const kept = keep("backgpt.desk", () => ({
-      history: this.history.nearest(MOST_KEPT),
+      history: this.historyToKeep().nearest(MOST_KEPT),
       typed: this.view.isEditing ? this.view.ending : null,
       knowsWords: this.view.knowsWords,
     }));
@@ -40,6 +41,8 @@ export class StoryDesk {
     this.view.knowsWords = kept?.knowsWords ?? false;
     /** @type {AbortController | null} */
     this.writing = null;
+    /** @type {{body: import("./settings.js").Completion, base: Base} | null} */
+    this.unfinished = null;
     this.listen();
     this.view.isEditing = typed !== null;
     this.render();
@@ -62,15 +65,14 @@ export class StoryDesk {
     on("write", () => this.write());
     on("stop", () => this.writing?.abort());
     on("go-on", () => this.goOn());
-    on("edit", () => this.edit());
+    on("edit", () => (this.view.isEditing ? this.stopEditing() : this.edit()));
     on("undo", () => this.travel("undo"));
     on("redo", () => this.travel("redo"));
     prepareOutputs(() => this.story);
     byId("story").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.write();
       if (event.key !== "Escape" || event.target !== byId("ending")) return;
-      this.finishEditing();
-      byId("edit").focus();
+      this.stopEditing();
     });
     document.addEventListener("keydown", (event) => this.undoByKey(event));
   }
@@ -101,22 +103,25 @@ export class StoryDesk {
   }
 
   /**
-   * Write everything before the rest of a text; `base` is what stays.
+   * Write everything before the rest of a text; `base` is what stays. A text that begins
+   * `inOpening` gets no opening in front.
    * @param {string} rest
-   * @param {{ending: string, written: string, steps: Step[]}} base
+   * @param {Base} base
+   * @param {{inOpening?: boolean}} [where]
    */
-  async run(rest, base) {
+  async run(rest, base, { inOpening = false } = {}) {
     showProblem("");
     let body;
     let unheeded;
     try {
-      ({ body, unheeded } = this.settings.before(rest));
+      ({ body, unheeded } = this.settings.before(rest, { inOpening }));
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(error.message);
       return;
     }
     this.writing = new AbortController();
+    this.unfinished = { body, base };
     this.view.startWriting(base.written + base.ending, base.ending, body.n);
     announce("writing");
     /** @type {Awaited<ReturnType<typeof write>>} */
@@ -129,15 +134,31 @@ export class StoryDesk {
       });
     } finally {
       this.writing = null;
+      this.unfinished = null;
       this.endWriting(body, base, end);
       showProblem(end.problem || (unheeded ? UNHEEDED : ""));
     }
   }
 
+  /** The history, with what is being written as if it were stopped now: the page may go. */
+  historyToKeep() {
+    if (!this.unfinished) return this.history;
+    const { body, base } = this.unfinished;
+    const drafts = this.view.sheets.map(({ text }, choice) => ({
+      written: text.slice(0, text.length - base.ending.length),
+      finish: /** @type {const} */ ("stopped"),
+      unheeded: [],
+      steps: [...base.steps, { ...body, choice }],
+    }));
+    const kept = new History(this.history);
+    if (drafts.some(({ written }) => written)) kept.push({ ending: base.ending, drafts });
+    return kept;
+  }
+
   /**
    * Take over what came.
    * @param {import("./settings.js").Completion} body
-   * @param {{ending: string, written: string, steps: Step[]}} base
+   * @param {Base} base
    * @param {{beginnings: import("./writing.js").Beginning[]}} end
    */
   endWriting(body, base, { beginnings }) {
@@ -166,27 +187,22 @@ export class StoryDesk {
     const text = textOf(this.story, draft);
     const start = text.length - placed.fromEnd;
     const after = text.slice(start + placed.word.length);
+    const { opening = "" } = this.settings.hints;
+    const inOpening = start < opening.length && text.startsWith(opening);
+    const writeBefore = (/** @type {string} */ rest) =>
+      this.run(rest, { ...this.split(rest), steps: draft.steps }, { inOpening });
     this.view.knowsWords = true;
     openWordMenu({
       anchor,
       word: placed.word,
       load: async (signal) =>
         (await request("v1/alternatives", this.settings.wordsBefore(after), signal)).data,
-      rewrite: () => this.writeBefore(text.slice(start), draft),
+      rewrite: () => writeBefore(text.slice(start)),
       take: (alternative) => {
         if (alternative.edge) this.beginWith(fromFirstWord(after), draft);
-        else this.writeBefore(fromFirstWord(alternative.text) + after, draft);
+        else writeBefore(fromFirstWord(alternative.text) + after);
       },
     });
-  }
-
-  /**
-   * Write everything before `rest` again, the end of a draft's text or a change of it.
-   * @param {string} rest
-   * @param {Draft} draft
-   */
-  writeBefore(rest, draft) {
-    this.run(rest, { ...this.split(rest), steps: draft.steps });
   }
 
   /**
@@ -229,6 +245,11 @@ export class StoryDesk {
     byId("ending").focus();
   }
 
+  stopEditing() {
+    this.finishEditing();
+    byId("edit").focus();
+  }
+
   /** Take over what was typed as the ending. */
   finishEditing() {
     if (!this.view.isEditing) return;
@@ -248,7 +269,9 @@ export class StoryDesk {
   /** @param {"undo" | "redo"} way */
   travel(way) {
     if (this.writing) return;
+    const wasUntouched = this.view.isEditing && this.view.ending === this.story.ending;
     this.finishEditing();
+    if (way === "undo" && wasUntouched && this.story.drafts.length) return; // all there was to undo
     if (this.history[way]()) announce(way === "undo" ? "undone" : "done again");
     this.view.isEditing = false;
     this.render();

@@ -60,7 +60,8 @@ export class StoryView {
       });
     }
     byId("tip").hidden = this.isEditing || this.knowsWords;
-    byId("edit").hidden = this.isEditing;
+    byId("edit").hidden = !drafts.length;
+    byId("edit").textContent = this.isEditing ? "Done" : "Edit the ending";
     byId("go-on").hidden = this.isEditing || !single || drafts[0].finish === "stop";
     byId("outputs").hidden = this.isEditing || !single;
     byId("write").textContent = this.isEditing ? "Write" : "Write again";
@@ -82,6 +83,7 @@ export class StoryView {
       this.show(index, text, ending);
       sheet.isGrowing = true;
     });
+    this.sheets[0].showTop();
     for (const id of ["write", "edit", "go-on", "outputs", "tip"]) byId(id).hidden = true;
     for (const id of ["undo", "redo"]) this.offer(id, false);
     byId("status").textContent = "writing";

@@ -22,6 +22,11 @@ let loading = new AbortController();
 /** Make the menu of the page ready. */
 export function prepareWordMenu() {
   const menu = byId("menu");
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth !== width) menu.hidePopover(); // its word is elsewhere now
+    width = innerWidth;
+  });
   byId("menu-rewrite").addEventListener("click", () => choose((chosen) => chosen.rewrite()));
   byId("menu-own").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -131,7 +136,8 @@ function goAlong(event) {
 function place(menu, anchor) {
   const word = anchor.getBoundingClientRect();
   const { offsetWidth: width, offsetHeight: height } = menu;
-  const most = { x: innerWidth - width - MARGIN, y: innerHeight - height - MARGIN };
+  const { clientWidth } = document.documentElement;
+  const most = { x: clientWidth - width - MARGIN, y: innerHeight - height - MARGIN };
   const under = word.bottom + MARGIN;
   const above = word.top - MARGIN - height;
   const beside = word.right + MARGIN > most.x ? word.left - MARGIN - width : word.right + MARGIN;
@@ -141,5 +147,5 @@ function place(menu, anchor) {
   menu.style.setProperty("--x", `${Math.max(MARGIN, Math.min(x, most.x))}px`);
   menu.style.setProperty("--y", `${Math.max(MARGIN, Math.min(y, most.y))}px`);
   const covered = word.bottom + MARGIN - menu.getBoundingClientRect().top;
-  if (width === innerWidth && covered > 0) scrollBy(0, covered);
+  if (width === clientWidth && covered > 0) scrollBy(0, covered);
 }
