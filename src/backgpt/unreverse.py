@@ -65,6 +65,8 @@ class Unreverser:
         reading = _in_reading_order(pieces, language)
         tokenizer, backward = language.tokenizer, language.direction == "backward"
         encode = tokenizer.encode_fragment if backward else tokenizer.encode
+        if not backward and reading and reading[0].data.startswith(b" "):
+            given = given.removesuffix(" ")  # the word that was written brings it
         joined = [Piece(tokenizer.token_bytes[id_]) for id_ in encode(given)]
         reading = reading + joined if backward else joined + reading
         parts = [
