@@ -478,7 +478,7 @@ def test_a_model_without_hints_still_gets_words(
     assert server.bodies("/v1/completions")[0]["backgpt"] == {"words": ["cake", "rain"]}
     server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
     page.locator(WORDS).first.click()
-    expect(page.locator("#menu")).to_be_visible()
+    expect(page.locator("#menu-list button")).to_have_count(len(ALTERNATIVES))
     assert "backgpt" not in server.bodies("/v1/alternatives")[0]
 
 
