@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 from backgpt import load
 from backgpt.config import TrainConfig, build
 from backgpt.model_folder import read_model
+from backgpt.quantize import count_parameters
 from backgpt.run_folder import read_metrics
+from backgpt.tokenizer import Tokenizer
+from tiny_folders import tiny_folder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS / "gpu"))
@@ -241,6 +245,35 @@ def test_weights_come_home_as_they_are_shipped(
     for name, array in before.items():
         assert after[name].dtype == array.dtype
         assert abs(after[name] - array).max() <= abs(array).max() / 127 / 2 * 1.01
+
+
+def test_how_much_of_the_way_home_a_model_takes_is_known_before(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tiny_folder(tmp_path / "model", tokenizer)
+    state: Any = SimpleNamespace(model=lambda stage: folder)
+    stage: Any = None
+    n_parameters = count_parameters(read_model(folder).weights)
+    assert 1 < go_script._size(stage, state) / n_parameters < 1.1
+
+
+def test_the_time_of_a_call_can_be_ended() -> None:
+    clock = jobs_script.Clock(minutes=9, reserve=30)
+    assert clock.left() > 500
+    clock.stop()
+    assert clock.left() <= 0
+
+
+def test_what_does_not_stop_is_killed_soon_after_the_end_of_a_call(tmp_path: Path) -> None:
+    state, clock = State(tmp_path), jobs_script.Clock(minutes=0, reserve=20)
+    (tmp_path / "code").mkdir()
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    [stage, *_] = read_plan(TOY).stages
+    jobs = [jobs_script.Job(stage, [sys.executable, "-c", deaf], state) for _ in range(2)]
+    began = time.monotonic()
+    for job in jobs:
+        job.finish(state, clock)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("what", [("status",), ("go", "--out", "home")])

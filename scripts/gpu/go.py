@@ -9,9 +9,11 @@ fresh machine it begins from the weights that were brought home, if they are sen
 """
 
 import argparse
+import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -66,6 +68,7 @@ def _go(given: argparse.Namespace) -> None:
     take_in(given.folder, state_folder)
     plan, state = read_plan(state_folder / PLAN), State(state_folder)
     clock = Clock(given.minutes, plan.limits["reserve_seconds"])
+    signal.signal(signal.SIGTERM, lambda *_: clock.stop())  # what is trained goes home all the same
     sys.path[:0] = _paths(state_folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(_paths(state_folder))
     clock.say(f"Python {platform.python_version()}, {_hardware()}")
@@ -194,11 +197,11 @@ def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Cloc
 def _size(stage: Stage, state: State) -> float:
     """Return about how many bytes a model takes on its way home."""
     from backgpt.model_folder import read_model
-    from backgpt.quantize import count_parameters
 
     model = state.model(stage)
     assert model is not None
-    return 1.05 * count_parameters(read_model(model, with_weights=False).weights)
+    shapes = read_model(model, with_weights=False).config.array_shapes().values()
+    return 1.05 * sum(math.prod(shape) for shape in shapes)
 
 
 def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock: Clock) -> int:

@@ -16,7 +16,7 @@ from plan import GIVEN, PREPARED, Plan, Stage, State, speed
 
 STOPPED = 128 + signal.SIGTERM
 PATIENCE = 3  # times its seconds that a check or a race may take
-SAVING_SECONDS = 35  # for a stage to save itself, at most
+SAVING_SECONDS = 15  # after the end of a call, for all stages to save themselves, at most
 
 
 class Clock:
@@ -29,6 +29,10 @@ class Clock:
     def left(self) -> float:
         """Return the seconds until stages have to stop."""
         return self.end - time.monotonic()
+
+    def stop(self) -> None:
+        """Let the time be up now."""
+        self.end = min(self.end, time.monotonic())
 
     def say(self, text: str) -> None:
         """Print a line with the seconds since the beginning."""
@@ -58,7 +62,7 @@ class Job:
     def finish(self, state: State, clock: Clock) -> str:
         """Wait for the end, which is near; remember and say how it went."""
         try:
-            code = self.process.wait(SAVING_SECONDS)
+            code = self.process.wait(max(SAVING_SECONDS + clock.left(), 1))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
