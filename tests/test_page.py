@@ -232,8 +232,8 @@ def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
         pages.append(page)
         page.on("console", note)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.locator("#settings option").first.wait_for(state="attached")
+        with page.expect_response("**/v1/models"):
+            page.goto(address)
         return page
 
     yield go
@@ -961,7 +961,7 @@ def test_the_models_are_asked_for_until_the_server_is_there(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     server.answers["/v1/models"] = [Answer({}, 503), Answer({}, 503), models()]
-    page = visit(server.address)  # waits for the models
+    page = visit(server.address)
     expect(page.locator("#settings [name=model]")).to_have_value("tiny")
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -971,6 +971,7 @@ def test_another_server_in_the_same_place_is_asked_for_its_models(
 ) -> None:
     server.answers["/v1/completions"] = [Answer({}, 503), story("A fox.")]
     page = visit(server.address + "#/backchat")
+    expect(page.locator("#settings [name=model]")).to_have_value("tiny")
     server.answers["/v1/models"] = [models(name="new", chat=False)]
     page.get_by_role("link", name="Story").click()
     write(page, " The end.")
