@@ -4,7 +4,6 @@ Takes dictionaries, TOML and JSON files; gives validated, immutable objects.
 An unknown key is an error that names the closest known one.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from backgpt.errors import ConfigError, DataError
+from backgpt.manifest import read_json
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig, did_you_mean, preset
 
@@ -224,12 +224,4 @@ def read_as(kind: type[AnySettings], path: Path) -> AnySettings:
 
     Raises DataError if it cannot be read, ConfigError for an unknown key or a bad value.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not a JSON object")
-    return build(kind, values, origin=str(path))
+    return build(kind, read_json(path, failure=DataError), origin=str(path))

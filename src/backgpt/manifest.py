@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from backgpt.errors import CorruptFileError
+from backgpt.errors import BackgptError, CorruptFileError
 from backgpt.files import sync_folder, write_synced
 
 MANIFEST = "manifest.json"
@@ -75,16 +75,16 @@ def verify(folder: Path, *, only: Collection[str] | None = None) -> None:
             raise CorruptFileError(f"{folder / name} is damaged: it differs from {MANIFEST}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CorruptFileError, naming the file, if there is none."""
+def read_json(path: Path, *, failure: type[BackgptError] = CorruptFileError) -> dict[str, Any]:
+    """Read a JSON object. Raises `failure`, naming the file, if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CorruptFileError(f"cannot read {path}: {error.strerror}") from None
+        raise failure(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is not valid JSON: {error}") from None
+        raise failure(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise CorruptFileError(f"{path} is not a JSON object")
+        raise failure(f"{path} is not a JSON object")
     return values
 
 
