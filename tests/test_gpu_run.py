@@ -26,6 +26,7 @@ sys.path.insert(0, str(SCRIPTS / "gpu"))
 import archive  # noqa: E402
 import go as go_script  # noqa: E402
 import jobs as jobs_script  # noqa: E402
+import plan as plan_script  # noqa: E402
 import weights as weights_script  # noqa: E402
 from plan import Stage, State, read_plan, table  # noqa: E402
 
@@ -255,6 +256,67 @@ def test_how_much_of_the_way_home_a_model_takes_is_known_before(
     stage: Any = None
     n_parameters = count_parameters(read_model(folder).weights)
     assert 1 < go_script._size(stage, state) / n_parameters < 1.1
+
+
+def test_a_model_goes_home_when_its_stage_is_done_and_the_plan_s_first_have_the_room(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = TOY.read_text().replace("home_mib = 0.1", "home_mib = 0.5")  # room for two, not three
+    (tmp_path / "plan.toml").write_text(toy)
+    plan, state = read_plan(tmp_path / "plan.toml"), State(tmp_path / "state")
+    clock = jobs_script.Clock(minutes=9, reserve=30)
+
+    def begin(name: str, step: int) -> Stage:
+        [stage] = [stage for stage in plan.stages if stage.name == name]
+        if not (state.folder / "given" / name).is_dir():
+            tiny_folder(state.folder / "given" / name, tokenizer)
+        state.run(stage).mkdir(parents=True, exist_ok=True)
+        (state.run(stage) / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        (state.folder / f"{name}.toml").write_text("max_steps = 8\n")
+        return stage
+
+    def call(out: str) -> go_script.Home:
+        return go_script.Home(plan, state, tmp_path / out, clock, asked_for=None)
+
+    def there(out: str) -> set[str]:
+        return {file.name.partition(".")[0] for file in (tmp_path / out).iterdir()}
+
+    home = call("first")
+    state.note(begin("base", 9), state="done")
+    home.bring(only_done=True)
+    assert there("first") == {"base"}
+    tuned = begin("tuned", 3)
+    state.note(begin("chat", 4), state="done")
+    home.bring(only_done=True)
+    assert there("first") == {"base", "backchat"}
+    assert "still" not in capsys.readouterr().out
+    state.note(tuned, state="stopped")
+    home.bring()
+    assert there("first") == {"base", "stories"}
+    assert "backchat is still to be brought home" in capsys.readouterr().out
+    assert state.known(tuned, "share") == 3 / 8
+
+    home = call("second")
+    home.bring(only_done=True)
+    assert there("second") == {"backchat"}
+    state.note(begin("tuned", 8), state="done")
+    home.bring()
+    assert there("second") == {"backchat", "stories"}
+    home.write_results()
+    assert (tmp_path / "second" / "results.tar.xz").is_file()
+
+    again = go_script.Home(plan, state, tmp_path / "third", clock, asked_for="base")
+    again.bring()
+    assert there("third") == {"base"}
+
+
+def test_only_what_ships_tells_how_fast_training_is(tmp_path: Path) -> None:
+    plan, state = read_plan(TOY), State(tmp_path)
+    for stage, speed in zip(plan.stages, (9_999_999, 30_000), strict=False):
+        state.run(stage).mkdir(parents=True)
+        record = json.dumps({"step": 1, "tokens_per_second": speed})
+        (state.run(stage) / "metrics.jsonl").write_text(record + "\n")
+        assert plan_script.speed(plan, state) == (30_000 if stage.ships else 20_000)
 
 
 def test_the_time_of_a_call_can_be_ended() -> None:

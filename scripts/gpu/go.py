@@ -76,10 +76,12 @@ def _go(given: argparse.Namespace) -> None:
         name, _, seconds = wish.partition("=")
         state.stages.setdefault(name, {})["budget"] = float(seconds)
 
-    _do_stages(plan, state, clock, given)
+    home = Home(plan, state, given.out, clock, asked_for=given.bring)
     try:
-        _bring_home(plan, state, given, clock)
+        _do_stages(plan, state, clock, given, home)
+        home.bring()
     finally:
+        home.write_results()
         print(f"\n{table(plan, state)}")
 
 
@@ -88,10 +90,12 @@ def _do_stages(
     state: State,
     clock: Clock,
     given: argparse.Namespace,
+    home: "Home",
 ) -> None:
     """Do the stages, always the first of the plan that can begin; short ones two at a time.
 
-    While one of two is compiled or validated, the other has the device.
+    While one of two is compiled or validated, the other has the device. What a stage made goes
+    home when the next has begun.
     """
     names = set(given.only or (stage.name for stage in plan.stages)) - set(given.skip)
     todo = [stage for stage in plan.stages if stage.name in names and not state.is_done(stage)]
@@ -116,6 +120,7 @@ def _do_stages(
                 for name, reason in waits.items():
                     clock.say(f"{name} waits: {reason or 'too little time is left'}")
                 return
+            home.bring(only_done=True)
             time.sleep(0.1)
     finally:
         for job in jobs:
@@ -162,36 +167,87 @@ def _waits_for(stage: Stage, plan: Plan, state: State) -> str:
     return f"{', '.join(missing)} did not come yet" if missing else ""
 
 
-def _bring_home(plan: Plan, state: State, given: argparse.Namespace, clock: Clock) -> None:
-    """Write the models that fit into the folder that goes home, and what tells about all stages.
+class Home:
+    """The folder that goes home: models whose stages are done as soon as they are, at the end all.
 
-    They are those newer than what is home, in the order of the plan, or the one asked for.
+    They are those newer than what is home; where there is room for some only, the plan's first.
     """
-    from weights import RESULTS
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    waiting: dict[str, Stage] = {}
-    for stage in (stage for stage in plan.stages if stage.ships and state.metrics(stage)):
-        best = waiting.get(stage.ships)
-        if state.model(stage) and (best is None or _loss(stage, state) < _loss(best, state)):
-            waiting[stage.ships] = stage
-    marks = {name: [stage.name, last_step(stage, state)] for name, stage in waiting.items()}
-    new = [name for name in waiting if state.brought.get(name) != marks[name]]
-    new = [given.bring] if given.bring in waiting else new
-    room = plan.limits["home_mib"] * MIB
-    try:
-        for number, name in enumerate(new):
-            if number and room < _size(waiting[name], state):
-                clock.say(f"{name} is still to be brought home: call again, with --minutes 1")
+    def __init__(
+        self, plan: Plan, state: State, out: Path, clock: Clock, *, asked_for: str | None
+    ) -> None:
+        """Make the folder; `asked_for` is a model that goes home before all others, even again."""
+        self._plan, self._state, self._out, self._clock = plan, state, out, clock
+        self._asked_for = asked_for
+        self._sizes: dict[str, int] = {}
+        """Bytes of each model that is in the folder."""
+        self._left_behind: set[str] = set()
+        out.mkdir(parents=True, exist_ok=True)
+
+    def bring(self, *, only_done: bool = False) -> None:
+        """Write the models that fit into the folder, and say once of each other that it waits."""
+        filled = 0.0
+        for name, stage in self._best().items():
+            mark = [stage.name, last_step(stage, self._state)]
+            is_new = self._state.brought.get(name) != mark or name == self._asked_for
+            is_new &= not only_done or self._state.known(stage, "state") == "done"
+            size = self._sizes.get(name) or (_size(stage, self._state) if is_new else 0)
+            if filled and filled + size > self._plan.limits["home_mib"] * MIB:
+                self._leave_behind(name)
                 continue
-            room -= _export(name, waiting[name], plan, state, given.out, clock)
-            state.brought[name] = marks[name]
-    finally:  # whatever happens to the weights, what was measured goes home
-        state.save()
-        with tarfile.open(given.out / RESULTS, "w:xz") as archive:
-            for file in sorted(state.folder.rglob("*")):
-                if _is_result(file.relative_to(state.folder)):
-                    archive.add(file, arcname=str(file.relative_to(state.folder)))
+            if is_new:
+                size = self._export(name, stage)
+                self._state.brought[name] = mark
+                self._state.save()
+            filled += size
+        self._asked_for = None
+
+    def write_results(self) -> None:
+        """Write what tells about all stages: small files, no data and no weights."""
+        from weights import RESULTS
+
+        with tarfile.open(self._out / RESULTS, "w:xz") as archive:
+            for file in sorted(self._state.folder.rglob("*")):
+                if _is_result(file.relative_to(self._state.folder)):
+                    archive.add(file, arcname=str(file.relative_to(self._state.folder)))
+
+    def _best(self) -> dict[str, Stage]:
+        """Return the stage with the lowest loss for each name under which models ship."""
+        state, best = self._state, dict[str, Stage]()
+        for stage in (stage for stage in self._plan.stages if stage.ships and state.metrics(stage)):
+            other = best.get(stage.ships)
+            if state.model(stage) and (other is None or _loss(stage, state) < _loss(other, state)):
+                best[stage.ships] = stage
+        first = {name: best[name] for name in [self._asked_for] if name in best}
+        return {**first, **best}
+
+    def _export(self, name: str, stage: Stage) -> int:
+        from weights import export
+
+        state, limits = self._state, self._plan.limits
+        model = state.model(stage)
+        assert model is not None
+        share = share_done(stage, self._plan, state)
+        state.note(stage, step=last_step(stage, state), share=share)
+        progress = {"stage": stage.name, **{k: state.known(stage, k) for k in ("step", "share")}}
+        piece = int(limits["piece_mib"] * MIB)
+        size = export(model, self._out, name=name, piece_bytes=piece, progress=progress)
+        self._sizes[name] = size
+        self._clock.say(f"{name}: {model} goes home, {size / MIB:.1f} MiB")
+        if size > limits["home_mib"] * MIB:
+            self._clock.say(f"{name} has more than {limits['home_mib']:.0f} MiB: not all may come")
+        return size
+
+    def _leave_behind(self, name: str) -> None:
+        from weights import LIST
+
+        if name in self._sizes:
+            del self._sizes[name], self._state.brought[name]
+            for file in [*self._out.glob(f"{name}.part-*"), self._out / f"{name}{LIST}"]:
+                file.unlink()
+        if name not in self._left_behind:
+            self._clock.say(f"{name} is still to be brought home: call again, with --minutes 1")
+            self._left_behind.add(name)
 
 
 def _size(stage: Stage, state: State) -> float:
@@ -202,21 +258,6 @@ def _size(stage: Stage, state: State) -> float:
     assert model is not None
     shapes = read_model(model, with_weights=False).config.array_shapes().values()
     return 1.05 * sum(math.prod(shape) for shape in shapes)
-
-
-def _export(name: str, stage: Stage, plan: Plan, state: State, out: Path, clock: Clock) -> int:
-    from weights import export
-
-    model = state.model(stage)
-    assert model is not None
-    state.note(stage, step=last_step(stage, state), share=share_done(stage, plan, state))
-    progress = {"stage": stage.name, **{k: state.known(stage, k) for k in ("step", "share")}}
-    piece = int(plan.limits["piece_mib"] * MIB)
-    size = export(model, out, name=name, piece_bytes=piece, progress=progress)
-    clock.say(f"{name}: {model} goes home, {size / MIB:.1f} MiB")
-    if size > plan.limits["home_mib"] * MIB:
-        clock.say(f"{name} has more than {plan.limits['home_mib']:.0f} MiB: not all may come")
-    return size
 
 
 def _is_result(name: Path) -> bool:

@@ -161,11 +161,12 @@ class State:
 
 
 def speed(plan: Plan, state: State) -> float:
-    """Return the tokens a second of the fastest stage so far, or the plan's guess.
+    """Return the tokens a second of the fastest stage that ships so far, or the plan's guess.
 
-    Only the fastest had the device for itself.
+    Only the fastest had the device for itself; stages that only warm up are of a few steps.
     """
-    seen = [tps for stage in plan.stages if (tps := _speed_of(state.metrics(stage))) is not None]
+    shipping = [state.metrics(stage) for stage in plan.stages if stage.ships]
+    seen = [tps for records in shipping if (tps := _speed_of(records)) is not None]
     return max(seen, default=plan.limits["tokens_per_second"])
 
 
