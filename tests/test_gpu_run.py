@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from backgpt import load
+from backgpt.batches import Windows
 from backgpt.config import TrainConfig, build
+from backgpt.language import Language
 from backgpt.model_folder import read_model
 from backgpt.quantize import count_parameters
 from backgpt.run_folder import read_metrics
+from backgpt.shards import open_dataset
 from backgpt.tokenizer import Tokenizer
 from tiny_folders import tiny_folder
 
@@ -207,6 +210,26 @@ def test_a_dataset_in_pieces_is_there_when_the_last_has_come(
     assert unpacked == (dataset / "train-00000.bin").read_bytes()
     (there / name).unlink()
     assert archive.unpack(there, "base")  # once unpacked it stays
+
+
+def test_a_dataset_has_another_in_it_as_often_as_the_plan_says(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    plan, state = read_plan(TOY), State(tmp_path)
+    base = next(stage for stage in plan.stages if stage.name == "base")
+    assert state.missing(plan, "base") == ["a piece of base", "a piece of stories"]
+    for name in ("base", "stories"):
+        shutil.copytree(dataset_path, tmp_path / "prepared" / name)
+    before = open_dataset(tmp_path / "prepared" / "base")
+    for _ in range(2):
+        assert not state.missing(plan, "base")
+    after = open_dataset(tmp_path / "prepared" / "base")
+    n_targets = sum(shard.n_tokens + len(shard) for shard in before.train)
+    assert len(after.train) == 3 * len(before.train)
+    assert len(after.valid) == len(before.valid)
+    assert jobs_script._targets(base, plan, state) == 2 * 3 * n_targets
+    languages = Language.all_of(after.tokenizer, "both", "token")
+    assert Windows(after.train, languages, block_size=64).n_targets == 2 * 3 * n_targets
 
 
 def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:

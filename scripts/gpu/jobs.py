@@ -146,9 +146,12 @@ def _epochs(stage: Stage, plan: Plan, state: State) -> float:
 
 def _targets(stage: Stage, plan: Plan, state: State) -> int:
     """Return how many targets an epoch of a stage has."""
-    sizes = json.loads((state.folder / PREPARED / stage.data / "dataset.json").read_text())["train"]
+    targets = 0
+    for name, times in {stage.data: 1, **plan.more.get(stage.data, {})}.items():
+        sizes = json.loads((state.folder / PREPARED / name / "dataset.json").read_text())["train"]
+        targets += times * int(sizes["tokens"] + sizes["documents"])
     direction = {**plan.settings, **stage.settings}.get("direction")
-    return (2 if direction == "both" else 1) * int(sizes["tokens"] + sizes["documents"])
+    return (2 if direction == "both" else 1) * targets
 
 
 def share_done(stage: Stage, plan: Plan, state: State) -> float:

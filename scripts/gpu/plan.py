@@ -49,10 +49,12 @@ class Plan:
     """A plan file: its stages, the files of each dataset, and the limits of the machine.
 
     A dataset has `train` and `valid`, texts that are tokenized at home, or `chat` and `chat_valid`.
+    `more` says of a dataset how many times all of another stands in it besides.
     """
 
     stages: list[Stage]
     data: dict[str, dict[str, list[str]]]
+    more: dict[str, dict[str, int]]
     settings: dict[str, Any]
     limits: dict[str, float]
     wheels: list[str]
@@ -90,7 +92,11 @@ def read_plan(path: Path) -> Plan:
     for stage in stages:
         assert stage.begins in names | {""}, f"{path}: {stage.name} begins from nothing known"
         assert stage.data in values["data"] or stage.kind != "train", f"{path}: {stage.name}"
-    return Plan(stages, values["data"], values["settings"], values["limits"], values["wheels"])
+    more = values.get("more", {})
+    for other in (other for others in more.values() for other in others):
+        assert "train" in values["data"][other], f"{path}: {other} has no shards to repeat"
+    data, settings = values["data"], values["settings"]
+    return Plan(stages, data, more, settings, values["limits"], values["wheels"])
 
 
 class State:
@@ -132,7 +138,12 @@ class State:
     def missing(self, plan: Plan, name: str) -> list[str]:
         """Return what has yet to come of a dataset, which is unpacked if it is all there."""
         if "chat" not in plan.data[name]:
-            return [] if archive.unpack(self.folder / PREPARED, name) else [f"a piece of {name}"]
+            prepared, others = self.folder / PREPARED, plan.more.get(name, {})
+            needed = [part for part in (name, *others) if not archive.unpack(prepared, part)]
+            if not needed:
+                for other, times in others.items():
+                    _repeat(prepared / other, times, prepared / name)
+            return [f"a piece of {part}" for part in needed]
         data = self.folder / "data"
         return [file for file in plan.files(name) if not list(data.glob(f"{file}*"))]
 
@@ -158,6 +169,15 @@ class State:
             return True  # once is enough
         finished = given is not None and given["share"] >= 1 and not self.run(stage).exists()
         return finished or self.known(stage, "state") == "done"
+
+
+def _repeat(other: Path, times: int, dataset: Path) -> None:
+    """Let the training shards of `other` stand so many times among those of `dataset`."""
+    for number in range(times):
+        for shard in sorted(other.glob("train-*.bin")):
+            target = dataset / f"{shard.stem}-{other.name}-{number}.bin"
+            if not target.exists():
+                target.symlink_to(shard)
 
 
 def speed(plan: Plan, state: State) -> float:
