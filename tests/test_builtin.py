@@ -5,10 +5,12 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ from backgpt.model_folder import ModelFolder, read_model, save_model
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
+from tiny_folders import tiny_folder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SHAPE = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 128, "intermediate_size": 96}
@@ -461,3 +464,48 @@ def test_info_loads_no_torch(models: Path) -> None:
     )
     assert "stories" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+def test_the_mean_of_two_models_is_the_first_with_other_weights(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tiny_folder(tmp_path / "tuned", tokenizer, direction="both", hints=True)
+    first = read_model(tuned)
+    other = {name: np.full_like(array, 2.0) for name, array in first.weights.items()}
+    save_model(replace(first, weights=other, hints=False), tmp_path / "base")
+    average(tmp_path / "mean", f"{tuned}=0.75", f"{tmp_path / 'base'}=0.25")
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'mean'}: 0.75 {tuned} + 0.25 {tmp_path / 'base'}\n"
+    )
+    mean = read_model(tmp_path / "mean")
+    assert (mean.hints, mean.direction) == (True, "both")
+    for name, array in first.weights.items():
+        assert mean.weights[name].dtype == np.float32
+        np.testing.assert_allclose(mean.weights[name], 0.75 * array + 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (["{a}"], "'{a}' is not MODEL=SHARE, such as runs/stories=0.7"),
+        (["{a}=x"], "'{a}=x' is not MODEL=SHARE, such as runs/stories=0.7"),
+        (["{a}=0.7", "{b}=0.7"], "the shares add up to 1.4: let them add up to 1"),
+        (["{a}=0.5", "{b}=0.5"], "{b} has another shape or tokenizer than {a}"),
+    ],
+)
+def test_what_has_no_mean_is_refused_in_one_line(
+    tokenizer: Tokenizer, tmp_path: Path, models: list[str], said: str
+) -> None:
+    there = {"a": tiny_folder(tmp_path / "a", tokenizer)}
+    there["b"] = tiny_folder(tmp_path / "b", tokenizer, intermediate_size=64)
+    with pytest.raises(SystemExit) as ended:
+        average(tmp_path / "mean", *(text.format(**there) for text in models))
+    assert ended.value.code == "average_models: " + said.format(**there)
+    assert not (tmp_path / "mean").exists()
+
+
+def average(*arguments: Path | str) -> None:
+    """Run scripts/average_models.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["average_models.py", *map(str, arguments)])
+        runpy.run_path(str(SCRIPTS / "average_models.py"), run_name="__main__")
