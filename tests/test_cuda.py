@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from backgpt import kernels
-from backgpt.batches import IGNORE, Ahead, Batch
+from backgpt.batches import IGNORE, Batch
 from backgpt.checkpoint import checkpoints, read_checkpoint
 from backgpt.config import TrainConfig, build
 from backgpt.devices import autocast, compiler, on_device
@@ -146,31 +146,6 @@ def test_a_batch_of_a_special_shape_gets_a_row_that_counts_for_nothing(
     assert (found.inputs[: size[0]] == given.inputs).all()
     assert (found.targets[: size[0]] == given.targets).all()
     assert (found.targets[size[0] :] == IGNORE).all()
-
-
-def test_what_is_made_ahead_is_what_is_asked_for() -> None:
-    made: list[int] = []
-
-    def make(step: int) -> tuple[int, list[Batch]]:
-        made.append(step)
-        return step, []
-
-    ahead = Ahead(make)
-    assert [ahead.of(step)[0] for step in (4, 5, 6, 9, 10)] == [4, 5, 6, 9, 10]
-    assert {7, 10} <= set(made)  # begun with, though nobody asked
-    assert made.count(5) == made.count(6) == 1
-
-
-def test_an_error_ahead_is_raised_where_its_step_is_asked_for() -> None:
-    def make(step: int) -> tuple[int, list[Batch]]:
-        if step == 1:
-            raise ValueError("bad step")
-        return step, []
-
-    ahead = Ahead(make)
-    ahead.of(0)
-    with pytest.raises(ValueError, match="bad step"):
-        ahead.of(1)
 
 
 @on_gpu

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from backgpt import run as run_module
+from backgpt.ahead import Ahead
 from backgpt.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from backgpt.config import TrainConfig, build, read_toml
 from backgpt.devices import Ranks
@@ -671,3 +672,48 @@ def test_tensorboard_files_have_the_metrics(dataset_path: Path, tmp_path: Path) 
     assert {"loss", "grad_norm", "valid_loss"} <= set(events.Tags()["scalars"])
     written = [event.value for event in events.Scalars("loss")]
     assert written == pytest.approx([r["loss"] for r in read_metrics(config.out) if "loss" in r])
+
+
+CUDA_AS_SEEN_BY_AHEAD = torch.device("cuda")  # on a CPU: nothing here touches the device
+
+
+def test_steps_made_ahead_are_those_that_are_asked_for() -> None:
+    ahead = Ahead(lambda step: (step, os.getpid()), last_step=12, device=CUDA_AS_SEEN_BY_AHEAD)
+    made = [ahead.of(step) for step in (4, 5, 6, 9, 10, 11)]
+    assert [step for step, _ in made] == [4, 5, 6, 9, 10, 11]
+    assert os.getpid() not in {process for _, process in made}
+    here = Ahead(lambda step: (step, os.getpid()), last_step=12, device=torch.device("cpu"))
+    assert here.of(4) == (4, os.getpid())
+
+
+def test_an_error_ahead_is_raised_where_its_step_is_asked_for() -> None:
+    def make(step: int) -> int:
+        if step == 1:
+            raise ValueError("bad step")
+        return step
+
+    ahead = Ahead(make, last_step=3, device=CUDA_AS_SEEN_BY_AHEAD)
+    assert ahead.of(0) == 0
+    with pytest.raises(ValueError, match="bad step"):
+        ahead.of(1)
+
+
+def test_a_run_whose_steps_are_made_ahead_is_the_same(
+    dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"max_steps": 6, "dropout": 0.1, "direction": "both", "hints": 0.5}
+
+    def losses(name: str) -> list[float]:
+        train(settings(dataset_path, tmp_path / name, **values), report=Notes())
+        return [record["loss"] for record in read_metrics(tmp_path / name) if "loss" in record]
+
+    here = losses("here")
+    made = []
+
+    def ahead(make: Any, *, last_step: int, device: torch.device) -> Ahead[Any]:
+        made.append(Ahead(make, last_step=last_step, device=CUDA_AS_SEEN_BY_AHEAD))
+        return made[-1]
+
+    monkeypatch.setattr(run_module, "Ahead", ahead)
+    assert losses("ahead") == here
+    assert made

@@ -17,8 +17,7 @@ Micro-batches of an epoch follow from (seed, epoch) alone; an optimizer step is 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -37,8 +36,6 @@ POOL = 64  # micro-batches' worth of windows that are sorted by length together
 LENGTH_MULTIPLE = 8  # rows are padded to a multiple of this, which matrix units like
 
 Int64s = npt.NDArray[np.int64]
-Made = tuple[int, list["Batch"]]
-"""The targets of a step, and its micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +57,6 @@ class Batch:
         more = [(0, 1), (0, 0)]
         inputs = np.pad(self.inputs, more, constant_values=self.inputs[0, 0])
         return Batch(inputs, np.pad(self.targets, more, constant_values=IGNORE))
-
-
-class Ahead:
-    """What steps need, made by a thread one step ahead, while a device computes."""
-
-    def __init__(self, make: Callable[[int], Made]) -> None:
-        self._make = make
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next: tuple[int, Future[Made]] | None = None
-
-    def of(self, step: int) -> Made:
-        """Return `make(step)`, and begin with the step after."""
-        if self._next is not None and self._next[0] == step:
-            made = self._next[1].result()
-        else:
-            made = self._make(step)
-        self._next = step + 1, self._thread.submit(self._make, step + 1)
-        return made
 
 
 class Rows(Protocol):

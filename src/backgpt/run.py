@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from backgpt import run_folder
-from backgpt.batches import Ahead, Batch, TrainingBatches
+from backgpt.ahead import Ahead
+from backgpt.batches import Batch, TrainingBatches
 from backgpt.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -112,8 +113,7 @@ class Run:
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step_loss = self._wrapped_loss()
-        # A CPU is busy enough with the model.
-        self._ahead = Ahead(self._batches_of) if self.device.type == "cuda" else None
+        self._ahead = Ahead(self._batches_of, last_step=self.max_steps, device=self.device)
         self.peak = peak_flops(self.device)
         self.board: Any = None
         self.tokens = 0
@@ -158,13 +158,17 @@ class Run:
             self.evaluate(step)  # it was stopped between saving and this
         return step
 
+    def close(self) -> None:
+        """Let what makes steps ahead end."""
+        self._ahead.close()
+
     def accumulate_gradients(self, step: int) -> Tensor:
         """Add up the gradients of this rank's share of a step; return its share of the loss.
 
         Gradients are those of the mean over all targets of the step, whatever the number of
         ranks or of micro-batches; the shares of all ranks add up to that mean.
         """
-        n_targets, batches = self._ahead.of(step) if self._ahead else self._batches_of(step)
+        n_targets, batches = self._ahead.of(step)
         total = torch.zeros((), device=self.device)
         with self._dropout_of(step):
             for number, batch in enumerate(batches, start=1):

@@ -7,7 +7,7 @@ so a resumed run is the unbroken one, bit for bit on a CPU with as many threads.
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from queue import SimpleQueue
 from threading import Thread
 from types import FrameType
@@ -30,7 +30,7 @@ def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> Run
     stops being a number; StoppedError after saving when SIGINT or SIGTERM asked for an end.
     """
     run = Run(config, report, ranks)
-    with held(config.out) if ranks.first else nullcontext():
+    with held(config.out) if ranks.first else nullcontext(), closing(run):
         return _train(run)
 
 
