@@ -29,9 +29,8 @@ sys.path.insert(0, str(SCRIPTS / "gpu"))
 import archive  # noqa: E402
 import go as go_script  # noqa: E402
 import jobs as jobs_script  # noqa: E402
-import plan as plan_script  # noqa: E402
 import weights as weights_script  # noqa: E402
-from plan import Stage, State, read_plan, table  # noqa: E402
+from plan import Stage, State, read_plan, speed, table  # noqa: E402
 
 TOY = SCRIPTS / "gpu" / "toy.toml"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
@@ -320,6 +319,7 @@ def test_a_model_goes_home_when_its_stage_is_done_and_the_plan_s_first_have_the_
     assert "backchat is still to be brought home" in capsys.readouterr().out
     assert state.known(tuned, "share") == 3 / 8
 
+    state = State(tmp_path / "state")  # as the next call finds it
     home = call("second")
     home.bring(only_done=True)
     assert there("second") == {"backchat"}
@@ -336,11 +336,11 @@ def test_a_model_goes_home_when_its_stage_is_done_and_the_plan_s_first_have_the_
 
 def test_only_what_ships_tells_how_fast_training_is(tmp_path: Path) -> None:
     plan, state = read_plan(TOY), State(tmp_path)
-    for stage, speed in zip(plan.stages, (9_999_999, 30_000), strict=False):
+    for stage, seen in zip(plan.stages, (9_999_999, 30_000), strict=False):
         state.run(stage).mkdir(parents=True)
-        record = json.dumps({"step": 1, "tokens_per_second": speed})
+        record = json.dumps({"step": 1, "tokens_per_second": seen})
         (state.run(stage) / "metrics.jsonl").write_text(record + "\n")
-        assert plan_script.speed(plan, state) == (30_000 if stage.ships else 20_000)
+        assert speed(plan, state) == (30_000 if stage.ships else 20_000)
 
 
 def test_the_time_of_a_call_can_be_ended() -> None:

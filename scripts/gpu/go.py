@@ -243,6 +243,7 @@ class Home:
 
         if name in self._sizes:
             del self._sizes[name], self._state.brought[name]
+            self._state.save()
             for file in [*self._out.glob(f"{name}.part-*"), self._out / f"{name}{LIST}"]:
                 file.unlink()
         if name not in self._left_behind:
