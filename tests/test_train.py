@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -678,8 +679,10 @@ CUDA_AS_SEEN_BY_AHEAD = torch.device("cuda")  # on a CPU: nothing here touches t
 
 
 def test_steps_made_ahead_are_those_that_are_asked_for() -> None:
-    ahead = Ahead(lambda step: (step, os.getpid()), last_step=12, device=CUDA_AS_SEEN_BY_AHEAD)
-    made = [ahead.of(step) for step in (4, 5, 6, 9, 10, 11)]
+    with closing(
+        Ahead(lambda step: (step, os.getpid()), last_step=12, device=CUDA_AS_SEEN_BY_AHEAD)
+    ) as ahead:
+        made = [ahead.of(step) for step in (4, 5, 6, 9, 10, 11)]
     assert [step for step, _ in made] == [4, 5, 6, 9, 10, 11]
     assert os.getpid() not in {process for _, process in made}
     here = Ahead(lambda step: (step, os.getpid()), last_step=12, device=torch.device("cpu"))
@@ -692,10 +695,34 @@ def test_an_error_ahead_is_raised_where_its_step_is_asked_for() -> None:
             raise ValueError("bad step")
         return step
 
-    ahead = Ahead(make, last_step=3, device=CUDA_AS_SEEN_BY_AHEAD)
-    assert ahead.of(0) == 0
-    with pytest.raises(ValueError, match="bad step"):
-        ahead.of(1)
+    with closing(Ahead(make, last_step=3, device=CUDA_AS_SEEN_BY_AHEAD)) as ahead:
+        assert ahead.of(0) == 0
+        with pytest.raises(ValueError, match=r"^bad step$"):
+            ahead.of(1)
+
+
+UNCLOSED = """
+import multiprocessing, os, signal, sys, torch
+from backgpt.ahead import Ahead
+
+ahead = Ahead(lambda step: step, last_step=9_999, device=torch.device("cuda"))
+made = [ahead.of(0)]
+for worker in multiprocessing.active_children():
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+made += [ahead.of(step) for step in range(1, 99)]
+print(made == [*range(99)], len(multiprocessing.active_children()))
+ahead.itself = ahead  # what an exit finds still there
+sys.exit(3)
+"""
+
+
+@pytest.mark.slow
+def test_what_makes_steps_heeds_the_run_only_and_never_keeps_it_from_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True 2\n", "", 3)
 
 
 def test_a_run_whose_steps_are_made_ahead_is_the_same(
