@@ -22,7 +22,7 @@ import numpy as np
 from backgpt import load
 from backgpt.api import Model
 from backgpt.builtin import find
-from backgpt.card import ChatLoss, ChatMeasures, Exchange, Retrieved, Said
+from backgpt.card import ChatLoss, ChatMeasures, Retrieved, ShownExchange, ShownMessage
 from backgpt.chat import MODES, Mode, Template
 from backgpt.datasets import Conversation, find_source, read_conversations
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
@@ -229,16 +229,16 @@ def _replies(model: Model, pairs: Sequence[Pair], n: int, seed: int) -> list[str
     return [text.text for text in texts]
 
 
-def _shown(model: Model) -> Iterator[Exchange]:
+def _shown(model: Model) -> Iterator[ShownExchange]:
     for seed, (mode, given) in enumerate(SHOWN, start=1):
         if mode == "rewind":
             [transcript] = model.rewind(given, seed=seed)
-            written = [Said(role=m.role, text=m.text) for m in transcript.messages[:-1]]
+            written = [ShownMessage(role=m.role, text=m.text) for m in transcript.messages[:-1]]
         elif mode == "ask":
-            written = [Said(role="user", text=model.ask(given, seed=seed)[0].text)]
+            written = [ShownMessage(role="user", text=model.ask(given, seed=seed)[0].text)]
         else:
-            written = [Said(role="assistant", text=model.reply(given, seed=seed)[0].text)]
-        yield Exchange(mode=mode, given=given, seed=seed, written=tuple(written))
+            written = [ShownMessage(role="assistant", text=model.reply(given, seed=seed)[0].text)]
+        yield ShownExchange(mode=mode, given=given, seed=seed, written=tuple(written))
 
 
 def _read(source: str) -> Iterator[Conversation]:

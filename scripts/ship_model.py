@@ -2,7 +2,7 @@
 
     python scripts/ship_model.py runs/stories stories --about about.json --measures measures.json
 
-`about.json` has the keys of `card.Card` but the measures: description, licence, data, trained,
+`about.json` has the keys of `card.Card` but the measures: description, license, data, trained,
 limits. `measures.json` is what scripts/measure_builtin.py wrote, or scripts/measure_chat.py for a
 model tuned on conversations. The folder is written whole or not at all, over the one of that name.
 """

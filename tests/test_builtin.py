@@ -34,8 +34,8 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 SHAPE = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 128, "intermediate_size": 96}
 ABOUT: dict[str, Any] = {
     "description": "A model for tests.",
-    "licence": "CC0-1.0",
-    "data": [{"name": "Tales", "licence": "CC0-1.0", "attribution": "By nobody."}],
+    "license": "CC0-1.0",
+    "data": [{"name": "Tales", "license": "CC0-1.0", "attribution": "By nobody."}],
     "trained": {
         "tokens": 5_000_000,
         "hardware": "a test",

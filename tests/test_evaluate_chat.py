@@ -290,7 +290,7 @@ def test_the_script_measures_and_the_card_shows_it(
 
     about = tmp_path / "about.json"
     trained = {"tokens": 1, "hardware": "x", "date": "x", "command": "x", "commit": "x"}
-    card = {"description": "A chat.", "licence": "MIT", "data": [], "trained": trained}
+    card = {"description": "A chat.", "license": "MIT", "data": [], "trained": trained}
     about.write_text(json.dumps(card))
     models = tmp_path / "models"
     shipping = [str(folder), "chatty", f"--about={about}", f"--measures={out}"]

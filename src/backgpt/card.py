@@ -22,7 +22,7 @@ class Data(Settings):
     """A set of texts that a model was trained on."""
 
     name: str
-    licence: str
+    license: str
     attribution: str = ""
 
 
@@ -112,7 +112,7 @@ class Retrieved(Settings):
     mean_rank: float
 
 
-class Asked(Settings):
+class QuestionStatistics(Settings):
     """What the questions to held-out answers are like; `evaluate_chat` says how it is computed.
 
     Shares of all answers, and the mean gain in nats.
@@ -140,20 +140,20 @@ class Rewound(Settings):
     difference_exact: float
 
 
-class Said(Settings):
+class ShownMessage(Settings):
     """One message of a conversation that is shown."""
 
     role: Role
     text: str
 
 
-class Exchange(Settings):
+class ShownExchange(Settings):
     """An exchange as it came: what was given, and the messages that were written, in order."""
 
     mode: Mode
     given: str
     seed: int
-    written: tuple[Said, ...]
+    written: tuple[ShownMessage, ...]
 
 
 class ChatMeasures(Settings):
@@ -166,19 +166,19 @@ class ChatMeasures(Settings):
     date: str
     losses: tuple[ChatLoss, ...]
     retrieved: tuple[Retrieved, ...]
-    asked: Asked
-    human: Asked
+    asked: QuestionStatistics
+    human: QuestionStatistics
     rewound: Rewound
     outputs: int
     leaked: int
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[ShownExchange, ...]
 
 
 class Card(Settings):
-    """What a model's maker says of it, and what was measured. `licence` is that of the weights."""
+    """What a model's maker says of it, and what was measured. `license` is that of the weights."""
 
     description: str
-    licence: str
+    license: str
     data: tuple[Data, ...]
     trained: Trained
     limits: tuple[str, ...] = ()

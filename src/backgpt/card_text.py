@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from backgpt.card import Card, ChatMeasures, Exchange, Measures, Obedience, Statistics, Story
+from backgpt.card import Card, ChatMeasures, Measures, Obedience, ShownExchange, Statistics, Story
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig
 
@@ -50,7 +50,7 @@ def full_card(
 ) -> str:
     """Return the README.md of the built-in model `name`, as Markdown with a YAML head."""
     lines = [
-        *_head(direction, licence=card.licence),
+        *_head(direction, license=card.license),
         f"# backgpt {name}",
         "",
         card.description,
@@ -71,7 +71,7 @@ def full_card(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _head(direction: Directions, *, licence: str | None = None) -> list[str]:
+def _head(direction: Directions, *, license: str | None = None) -> list[str]:
     """Return the YAML; JSON values are YAML values."""
     ways = ["backward", "forward"] if direction == "both" else [direction]
     values: dict[str, Any] = {
@@ -80,9 +80,9 @@ def _head(direction: Directions, *, licence: str | None = None) -> list[str]:
         "pipeline_tag": "text-generation",
         "tags": ["backgpt", *ways],
     }
-    if licence is not None:
+    if license is not None:
         # The hub knows some licences by name, and calls all others by a word without spaces.
-        slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-")
         values |= {"license": "other", "license_name": slug}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     return ["---", *lines, "---", ""]
@@ -151,8 +151,8 @@ def _data(card: Card) -> Iterator[str]:
     yield from ("## What it was trained on", "")
     for data in card.data:
         attribution = f" {data.attribution}" if data.attribution else ""
-        yield f"- **{data.name}** ({data.licence}).{attribution}"
-    yield from ("", f"Licence of the weights: {card.licence}.", "")
+        yield f"- **{data.name}** ({data.license}).{attribution}"
+    yield from ("", f"Licence of the weights: {card.license}.", "")
 
 
 def _training(card: Card) -> Iterator[str]:
@@ -265,7 +265,7 @@ def _measured_chat(measures: ChatMeasures) -> Iterator[str]:
     yield from (f"into {measures.leaked} of {measures.outputs:,} outputs.", "")
 
 
-def _exchanges(name: str, exchanges: tuple[Exchange, ...]) -> Iterator[str]:
+def _exchanges(name: str, exchanges: tuple[ShownExchange, ...]) -> Iterator[str]:
     yield from (f"## {len(exchanges)} exchanges, unedited", "")
     yield "The first for each message, none left out. To see one again:"
     yield f"`echo MESSAGE | backgpt chat --model {name} --mode MODE --seed SEED`"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.api import Model
-from backgpt.card import Asked, ChatLoss, Retrieved, Rewound
+from backgpt.card import ChatLoss, QuestionStatistics, Retrieved, Rewound
 from backgpt.chat import Mode, Template
 from backgpt.datasets.records import Conversation
 from backgpt.errors import DataError
@@ -244,7 +244,7 @@ def write_all(
 
 def measure_asked(
     questions: Sequence[str], pairs: Sequence[Pair], twin: Model, *, seed: int
-) -> Asked:
+) -> QuestionStatistics:
     """Return what `questions`, one to each pair's answer, are like.
 
     The gain is log p(answer | question) less log p(answer | another pair's question), in nats by
@@ -263,7 +263,7 @@ def measure_asked(
         bool(content_words(question) & content_words(pair.answer))
         for question, pair in zip(questions, pairs, strict=True)
     ]
-    return Asked(
+    return QuestionStatistics(
         answers=len(pairs),
         asks=float(np.mean([reads_as_a_question(question) for question in questions])),
         shares_a_word=float(np.mean(shared)),

@@ -144,7 +144,7 @@ def _add_description(writer: "GGUFWriter", source: Source, dtype: GgufType) -> N
     forward = "Ids are in reading order."
     writer.add_description(forward if source.model.direction == "forward" else backward)
     if source.card:
-        writer.add_license(source.card.licence)
+        writer.add_license(source.card.license)
 
 
 def _add_shape(writer: "GGUFWriter", source: Source) -> None:

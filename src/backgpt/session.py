@@ -28,7 +28,7 @@ from backgpt.order import IdArray, ModelIds
 from backgpt.rewind import Piece, going_back, spoken
 from backgpt.sampling import Sampling
 from backgpt.session_file import (
-    Said,
+    SavedExchange,
     SavedMessage,
     SavedSampling,
     SavedSession,
@@ -47,7 +47,7 @@ class Talk:
     mode: Mode
     context: str
     ids: ModelIds = field(repr=False)
-    said: tuple[Said, ...]
+    said: tuple[SavedExchange, ...]
 
 
 LONGER = "longer than max-new-tokens or the context allows"
@@ -256,7 +256,9 @@ class Session:
         except (GeneratorExit, KeyboardInterrupt):
             self._stopped = (text, before, begins, seed)
             raise
-        said = Said(text=text, start=len(goes_on.ids) if goes_on else 0, seed=seed, logprob=logprob)
+        said = SavedExchange(
+            text=text, start=len(goes_on.ids) if goes_on else 0, seed=seed, logprob=logprob
+        )
         if goes_on:
             talk = replace(goes_on, ids=ids, said=(*goes_on.said, said))
             before = before[:-1]
@@ -346,7 +348,7 @@ class Session:
         """Return where the conversation begins in its ids, behind direction and hints."""
         return int(np.flatnonzero(ids == self.model.tokenizer.end_id)[0])
 
-    def _last(self, purpose: str) -> Said:
+    def _last(self, purpose: str) -> SavedExchange:
         if not self._talks:
             raise UsageError(f"there is nothing to {purpose}: say something first")
         return self._talks[-1].said[-1]

@@ -18,7 +18,7 @@ from backgpt.messages import Role
 from backgpt.order import Unit
 
 
-class Said(Settings):
+class SavedExchange(Settings):
     """One exchange: what the user said, where its ids begin, and how the answer was drawn.
 
     `logprob` is the log-probability in nats of what the model wrote.
@@ -43,7 +43,7 @@ class SavedTalk(Settings):
     mode: Mode
     context: str
     ids: tuple[int, ...]
-    exchanges: tuple[Said, ...]
+    exchanges: tuple[SavedExchange, ...]
     messages: tuple[SavedMessage, ...]
 
 

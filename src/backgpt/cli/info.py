@@ -59,7 +59,7 @@ def _print_list(models: "list[ModelInfo]") -> None:
         card = model.card
         losses = ", ".join(f"{loss.what} {loss.figure}" for loss in _losses(model))
         _print_wrapped("loss", losses or "not measured")
-        _print_wrapped("licence", card.licence if card else "not said")
+        _print_wrapped("licence", card.license if card else "not said")
         _print_wrapped("data", ", ".join(data.name for data in card.data) if card else "not said")
     print("\nloss: nats per token (bits per byte) on held-out texts; more: backgpt info NAME")
 
@@ -93,14 +93,14 @@ def _print_details(model: "ModelInfo") -> None:
         trained = card.trained
         lines += [("description", card.description)]
         lines += [
-            ("data", f"{data.name} ({data.licence}) {data.attribution}") for data in card.data
+            ("data", f"{data.name} ({data.license}) {data.attribution}") for data in card.data
         ]
         lines += [
             (
                 "trained",
                 f"{trained.tokens / 1e6:,.1f}M tokens on {trained.hardware}, {trained.date}",
             ),
-            ("licence", card.licence),
+            ("licence", card.license),
         ]
         lines += [("limit", limit) for limit in card.limits]
     lines += [("loss", f"{loss.what}, {loss.figure} on {loss.set}") for loss in _losses(model)]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from backgpt.cli.asked import Asked, split_words
 from backgpt.cli.given import (
     WHICH_MODEL,
     Device,
@@ -20,6 +19,7 @@ from backgpt.cli.given import (
     sampling_from,
 )
 from backgpt.cli.growing import show_growing
+from backgpt.cli.sample_options import SampleOptions, split_words
 from backgpt.cli.written import (
     Printer,
     print_texts,
@@ -146,7 +146,7 @@ def sample(
     --end-words or --rhyme verse. Words that should occur are made likelier until they do. A model
     trained with hints is told them as well, and can be told how long the text should be.
     """
-    asked = Asked(
+    asked = SampleOptions(
         ending=ending,
         opening=opening,
         around=around,
@@ -198,7 +198,7 @@ def _going_on(model: "Model") -> "Model":
     return model.turned() if model.direction == "backward" and model.language.told else model
 
 
-def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
+def _text(model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling") -> None:
     """Write texts from what is given, or show one growing on a terminal."""
     request: dict[str, Any] = {
         "ending": asked.ending,
@@ -244,7 +244,9 @@ def _text(model: "Model", twin: "Model | None", asked: Asked, sampling: "Samplin
         tell_what_was_not_obeyed(hints, [text.text for text in texts])
 
 
-def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
+def _bridge(
+    model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling"
+) -> None:
     """Write the best bridges from the opening to the ending."""
     bridges = model.bridge(
         asked.opening or "",
@@ -264,7 +266,9 @@ def _bridge(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampl
         tell_what_was_not_obeyed(hints, [one.text for one in best])
 
 
-def _around(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
+def _around(
+    model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling"
+) -> None:
     """Write to both sides of a phrase."""
     found = model.surround(
         asked.around or "",
@@ -277,7 +281,9 @@ def _around(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampl
     print_texts(map(record_of_surrounded, found), as_json=asked.as_json)
 
 
-def _verse(model: "Model", twin: "Model | None", asked: Asked, sampling: "Sampling") -> None:
+def _verse(
+    model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling"
+) -> None:
     """Write lines that end with the given words, or with words that rhyme."""
     last_words = list(split_words(asked.end_words))
     if asked.rhyme is not None:

@@ -54,7 +54,7 @@ class StreamOptions(Body):
     order: Order = "append"
 
 
-class Asked(Body):
+class GenerationRequest(Body):
     """What completions and chats have in common."""
 
     model: str | None = None
@@ -113,7 +113,7 @@ class Asked(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "Asked":
+    def _stream_options_need_a_stream(self) -> "GenerationRequest":
         if self.stream_options and not self.stream:
             raise ValueError("stream_options are for a stream: set stream, or leave them out")
         return self
@@ -146,7 +146,7 @@ class CompletionHints(TextHints):
     raw: RawStops | None = None
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(GenerationRequest):
     """A completion: `suffix` is the ending, `prompt` alone as well, or a forward model's opening.
 
     Both together ask for a bridge, a text that begins and ends so. Of `best_of` texts that are
@@ -215,7 +215,7 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ChatRequest(Asked):
+class ChatRequest(GenerationRequest):
     """A chat: the messages that are given, in reading order."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(

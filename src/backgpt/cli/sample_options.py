@@ -27,7 +27,7 @@ NOT_WITH: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleOptions:
     """The options of `sample` that say what is to be written, and how it is shown."""
 
     ending: str | None
@@ -96,7 +96,7 @@ class Asked:
                 "--rank and --twin choose among the texts of --best-of: give it as well, 2 or more"
             )
 
-    def read(self, model: "Model") -> "Asked":
+    def read(self, model: "Model") -> "SampleOptions":
         """Return the same with --prompt in its place, and standard input in that of a dash."""
         ending, opening = self.ending, self.opening
         if self.prompt is not None:
