@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -675,18 +676,16 @@ def test_tensorboard_files_have_the_metrics(dataset_path: Path, tmp_path: Path) 
     assert written == pytest.approx([r["loss"] for r in read_metrics(config.out) if "loss" in r])
 
 
-CUDA_AS_SEEN_BY_AHEAD = torch.device("cuda")  # on a CPU: nothing here touches the device
-
-
 def test_steps_made_ahead_are_those_that_are_asked_for() -> None:
-    with closing(
-        Ahead(lambda step: (step, os.getpid()), last_step=12, device=CUDA_AS_SEEN_BY_AHEAD)
-    ) as ahead:
+    def make(step: int) -> tuple[int, int]:
+        return step, os.getpid()
+
+    with closing(Ahead(make, last_step=12, n_processes=2)) as ahead:
         made = [ahead.of(step) for step in (4, 5, 6, 9, 10, 11)]
     assert [step for step, _ in made] == [4, 5, 6, 9, 10, 11]
     assert os.getpid() not in {process for _, process in made}
-    here = Ahead(lambda step: (step, os.getpid()), last_step=12, device=torch.device("cpu"))
-    assert here.of(4) == (4, os.getpid())
+    assert not any(map(is_alive, {process for _, process in made}))
+    assert Ahead(make, last_step=12, n_processes=0).of(4) == (4, os.getpid())
 
 
 def test_an_error_ahead_is_raised_where_its_step_is_asked_for() -> None:
@@ -695,34 +694,65 @@ def test_an_error_ahead_is_raised_where_its_step_is_asked_for() -> None:
             raise ValueError("bad step")
         return step
 
-    with closing(Ahead(make, last_step=3, device=CUDA_AS_SEEN_BY_AHEAD)) as ahead:
+    with closing(Ahead(make, last_step=4, n_processes=2)) as ahead:
         assert ahead.of(0) == 0
-        with pytest.raises(ValueError, match=r"^bad step$"):
-            ahead.of(1)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^bad step$"):
+                ahead.of(1)
+        assert [ahead.of(2), ahead.of(3)] == [2, 3]
 
 
-UNCLOSED = """
-import multiprocessing, os, signal, sys, torch
+def test_a_step_whose_process_was_killed_is_made_all_the_same() -> None:
+    def make(step: int) -> tuple[int, int]:
+        return step, os.getpid()
+
+    with closing(Ahead(make, last_step=99, n_processes=2)) as ahead:
+        os.kill(ahead.of(0)[1], signal.SIGKILL)
+        assert [ahead.of(step)[0] for step in range(1, 99)] == [*range(1, 99)]
+
+
+BESIDE = """
+import os, signal, sys
 from backgpt.ahead import Ahead
 
-ahead = Ahead(lambda step: step, last_step=9_999, device=torch.device("cuda"))
-made = [ahead.of(0)]
-for worker in multiprocessing.active_children():
-    os.kill(worker.pid, signal.SIGTERM)
-    os.kill(worker.pid, signal.SIGINT)
-made += [ahead.of(step) for step in range(1, 99)]
-print(made == [*range(99)], len(multiprocessing.active_children()))
+run, asked_to_end = os.getpid(), (signal.SIGINT, signal.SIGTERM)
+for number in asked_to_end:
+    signal.signal(number, lambda number, frame: os.getpid() == run or os._exit(1))
+os.setpgid(0, 0)
+ahead = Ahead(lambda step: (os.getpid(), bytes(9_999_999)), last_step=999, n_processes=2)
+made_by = [ahead.of(0)[0]]
+for number in asked_to_end:
+    os.killpg(0, number)
+made_by += [ahead.of(step)[0] for step in (1, 2, 3)]
+print(*made_by, flush=True)
 ahead.itself = ahead  # what an exit finds still there
+if sys.argv[1:]:
+    os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(3)
 """
 
 
-@pytest.mark.slow
-def test_what_makes_steps_heeds_the_run_only_and_never_keeps_it_from_its_end() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", UNCLOSED], capture_output=True, text=True, timeout=120
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("True 2\n", "", 3)
+@pytest.mark.parametrize("dies", [False, True])
+def test_processes_beside_a_run_heed_no_signal_and_end_with_it_however_it_ends(dies: bool) -> None:
+    command = [sys.executable, "-c", BESIDE, *(["dies"] if dies else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", -signal.SIGKILL if dies else 3)
+    one, other, *again = map(int, done.stdout.split())
+    assert again == [one, other]
+    deadline = time.monotonic() + 20
+    while (is_alive(one) or is_alive(other)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(one)
+    assert not is_alive(other)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # nobody may wait for it where a test is the first process
+    return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def test_a_run_whose_steps_are_made_ahead_is_the_same(
@@ -737,8 +767,9 @@ def test_a_run_whose_steps_are_made_ahead_is_the_same(
     here = losses("here")
     made = []
 
-    def ahead(make: Any, *, last_step: int, device: torch.device) -> Ahead[Any]:
-        made.append(Ahead(make, last_step=last_step, device=CUDA_AS_SEEN_BY_AHEAD))
+    def ahead(make: Any, *, last_step: int, n_processes: int) -> Ahead[Any]:
+        assert n_processes == 0
+        made.append(Ahead(make, last_step=last_step, n_processes=2))
         return made[-1]
 
     monkeypatch.setattr(run_module, "Ahead", ahead)

@@ -61,6 +61,7 @@ from backgpt.training_data import open_training_data
 SAMPLE_TOKENS = 200
 HINT_STREAM = 1  # keeps the draws of hints apart from others of the same seed
 STEPS_WORTH_COMPILING = 200
+PROCESSES_BESIDE_A_GPU = 2
 
 
 class Reporter(Protocol):
@@ -113,7 +114,12 @@ class Run:
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step_loss = self._wrapped_loss()
-        self._ahead = Ahead(self._batches_of, last_step=self.max_steps, device=self.device)
+        self._ahead = Ahead(
+            self._batches_of,
+            last_step=self.max_steps,
+            # A CPU is busy enough with the model.
+            n_processes=PROCESSES_BESIDE_A_GPU if self.device.type == "cuda" else 0,
+        )
         self.peak = peak_flops(self.device)
         self.board: Any = None
         self.tokens = 0
