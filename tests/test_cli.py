@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import backgpt
+from backgpt import run_folder
 from backgpt.checkpoint import checkpoints
 from backgpt.cli import main
 from backgpt.cli.growing import lines_from_end
@@ -736,7 +737,7 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     command += ["--max-steps=100000", "--compile=off"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     deadline = time.monotonic() + 60
-    while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+    while not run_folder.read_metrics(out) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

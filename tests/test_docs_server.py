@@ -11,6 +11,7 @@ pytest.importorskip("backgpt.engine._native", reason="other engines differ in th
 
 import backgpt
 from backgpt.builtin import names
+from backgpt.engine.native_engine import instruction_sets
 from backgpt.server.catalog import Catalog, Served
 from serving import CLIENT, post, serving
 
@@ -30,7 +31,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    models = {name: Served(backgpt.load(name)) for name in names()}
+    if "avx2" not in instruction_sets():
+        pytest.skip("another instruction set rounds otherwise and may write something else")
+    models = {name: Served(backgpt.load(name, isa="avx2")) for name in names()}
     with serving(Catalog(models, completions="stories", chat="backchat")) as address:
         yield address
 
@@ -48,6 +51,6 @@ def test_the_server_answers_as_the_page_says(address: str, path: str, body: str,
 
 
 def test_openais_client_is_answered_as_the_page_says(address: str) -> None:
-    asked = {"model": "stories", "prompt": "", "suffix": "The end.", "seed": 1, "max_tokens": 40}
+    asked = {"model": "stories", "prompt": "", "suffix": "The end.", "seed": 24, "max_tokens": 40}
     text = post(address, "/v1/completions", **asked).json()["choices"][0]["text"] + "The end."
     assert "".join(f"> {line}\n" for line in text.split("\n")) in PAGE.read_text(encoding="utf-8")
