@@ -1,6 +1,6 @@
 """Average the weights of models that were trained from one another: often better than each.
 
-    python scripts/average_models.py OUT runs/stories=0.7 runs/base=0.3
+    python scripts/average_models.py OUT runs/tuned=0.7 runs/base=0.3
 
 A tuned model that is led part of the way back to what it was tuned from has forgotten less and
 learned less by heart (Wortsman et al., 2022, "Robust fine-tuning of zero-shot models"). OUT is a
@@ -9,6 +9,7 @@ and hints.
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL=SHARE")
     arguments = parser.parse_args()
     try:
+        if os.path.lexists(arguments.out):
+            raise UsageError(f"{arguments.out} is there already: name a folder to be made")
         shares = _shares(arguments.models)
         models = {name: read_model(find(name)) for name in shares}
         save_model(average(models, shares), arguments.out)
@@ -38,12 +41,17 @@ def main() -> None:
 def average(models: dict[str, ModelFolder], shares: dict[str, float]) -> ModelFolder:
     """Return the first model with weights that are all models' in these shares.
 
-    Raises UsageError if two have different shapes or tokenizers.
+    Raises UsageError if two have different shapes, tokenizers, directions or units.
     """
     name, first = next(iter(models.items()))
     for other, model in models.items():
         if (model.config, model.tokenizer.sha256) != (first.config, first.tokenizer.sha256):
             raise UsageError(f"{other} has another shape or tokenizer than {name}")
+        if (model.direction, model.unit) != (first.direction, first.unit):
+            raise UsageError(
+                f"{other} runs {model.direction} by {model.unit}, {name} {first.direction} by "
+                f"{first.unit}: only models that run alike have a mean"
+            )
     weights = {}
     for key in first.weights:
         parts = [shares[model] * folder.weights[key] for model, folder in models.items()]
@@ -55,13 +63,15 @@ def _shares(given: list[str]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for item in given:
         name, separator, share = item.rpartition("=")
+        if name in shares:
+            raise UsageError(f"{name} is given twice: name each model once")
         try:
             shares[name] = float(share)
         except ValueError:
             separator = ""
         if not separator:
             raise UsageError(f"{item!r} is not MODEL=SHARE, such as runs/stories=0.7")
-    if abs(sum(shares.values()) - 1) > 1e-6:
+    if not abs(sum(shares.values()) - 1) <= 1e-6:  # nor if one is not a number
         raise UsageError(f"the shares add up to {sum(shares.values()):g}: let them add up to 1")
     return shares
 

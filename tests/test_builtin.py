@@ -490,6 +490,13 @@ def test_the_mean_of_two_models_is_the_first_with_other_weights(
         (["{a}"], "'{a}' is not MODEL=SHARE, such as runs/stories=0.7"),
         (["{a}=x"], "'{a}=x' is not MODEL=SHARE, such as runs/stories=0.7"),
         (["{a}=0.7", "{b}=0.7"], "the shares add up to 1.4: let them add up to 1"),
+        (["{a}=nan"], "the shares add up to nan: let them add up to 1"),
+        (["{a}=0.5", "{a}=0.5"], "{a} is given twice: name each model once"),
+        (
+            ["{a}=0.5", "{c}=0.5"],
+            "{c} runs forward by token, {a} backward by token: only models that run alike have a "
+            "mean",
+        ),
         (["{a}=0.5", "{b}=0.5"], "{b} has another shape or tokenizer than {a}"),
     ],
 )
@@ -498,10 +505,20 @@ def test_what_has_no_mean_is_refused_in_one_line(
 ) -> None:
     there = {"a": tiny_folder(tmp_path / "a", tokenizer)}
     there["b"] = tiny_folder(tmp_path / "b", tokenizer, intermediate_size=64)
+    there["c"] = tiny_folder(tmp_path / "c", tokenizer, direction="forward")
     with pytest.raises(SystemExit) as ended:
         average(tmp_path / "mean", *(text.format(**there) for text in models))
     assert ended.value.code == "average_models: " + said.format(**there)
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_mean_is_not_written_over_what_is_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    run = tiny_folder(tmp_path / "run", tokenizer)
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        average(run, f"{run}=1")
+    assert ended.value.code == f"average_models: {run} is there already: name a folder to be made"
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
 def average(*arguments: Path | str) -> None:

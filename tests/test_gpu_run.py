@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,10 @@ def test_a_dataset_has_another_in_it_as_often_as_the_plan_says(
     assert jobs_script._targets(base, plan, state) == 2 * 3 * n_targets
     languages = Language.all_of(after.tokenizer, "both", "token")
     assert Windows(after.train, languages, block_size=64).n_targets == 2 * 3 * n_targets
+    for more, times in ({"base": {"stories": 1}}, 2), ({}, 1):  # the plan of a later call
+        assert not state.missing(replace(plan, more=more), "base")
+        shards = open_dataset(tmp_path / "prepared" / "base").train
+        assert len(shards) == times * len(before.train)
 
 
 def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:
@@ -240,8 +245,8 @@ def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:
             data = {**spec, "init": "-"} if "chat" in spec else {"data": Path("-")}
             build(TrainConfig, {**plan.settings, **stage.settings, **length, **data}, origin="-")
     needed = {stage.ships or stage.name: stage.seconds for stage in reversed(plan.stages)}
-    scratch = [stage.name for stage in plan.stages if stage.kind == "train" and not stage.ships]
-    assert sum(s for name, s in needed.items() if name not in scratch) < 15 * 60
+    compared = {name for name in needed if name.startswith(("scratch", "tuned"))}
+    assert sum(s for name, s in needed.items() if name not in compared) < 15 * 60
 
 
 def test_weights_come_home_as_they_are_shipped(
@@ -329,9 +334,17 @@ def test_a_model_goes_home_when_its_stage_is_done_and_the_plan_s_first_have_the_
     home.write_results()
     assert (tmp_path / "second" / "results.tar.xz").is_file()
 
-    again = go_script.Home(plan, state, tmp_path / "third", clock, asked_for="base")
-    again.bring()
-    assert there("third") == {"base"}
+    for number, only_done in enumerate(([False], [True, False], [True, True, False])):
+        again = go_script.Home(plan, state, tmp_path / f"{number}", clock, asked_for="base")
+        for only in only_done:
+            again.bring(only_done=only)
+        assert there(f"{number}") == {"base"}
+
+    state.brought.clear()
+    asked = go_script.Home(plan, state, tmp_path / "asked", clock, asked_for="backchat")
+    asked.bring(only_done=True)
+    asked.bring()
+    assert there("asked") == {"backchat", "base"}  # before what the plan has first
 
 
 def test_only_what_ships_tells_how_fast_training_is(tmp_path: Path) -> None:

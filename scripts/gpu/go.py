@@ -100,10 +100,12 @@ def _do_stages(
     names = set(given.only or (stage.name for stage in plan.stages)) - set(given.skip)
     todo = [stage for stage in plan.stages if stage.name in names and not state.is_done(stage)]
     jobs: list[Job] = []
+    may_bring = True  # what an earlier call made and did not bring home
     try:
         while clock.left() > 0:
             for job in [job for job in jobs if job.has_ended()]:
                 jobs.remove(job)
+                may_bring = True
                 outcome = job.finish(state, clock)
                 if job.stage.kind == "check" and outcome == "failed" and not given.anyway:
                     clock.say("stopping: look at the failures above, or give --anyway")
@@ -120,13 +122,25 @@ def _do_stages(
                 for name, reason in waits.items():
                     clock.say(f"{name} waits: {reason or 'too little time is left'}")
                 return
-            home.bring(only_done=True)
+            if may_bring:
+                _bring_beside(home, clock)
+                may_bring = False
             time.sleep(0.1)
     finally:
         for job in jobs:
             job.process.terminate()
         for job in jobs:
             job.finish(state, clock)
+
+
+def _bring_beside(home: "Home", clock: Clock) -> None:
+    """Bring home what is done; no failure ends the stages that are being done meanwhile."""
+    from backgpt.errors import BackgptError
+
+    try:
+        home.bring(only_done=True)
+    except (BackgptError, OSError) as error:
+        clock.say(f"not brought home yet: {error}")
 
 
 def _is_room(stage: Stage, jobs: list[Job]) -> bool:
@@ -189,10 +203,11 @@ class Home:
         filled = 0.0
         for name, stage in self._best().items():
             mark = [stage.name, last_step(stage, self._state)]
-            is_new = self._state.brought.get(name) != mark or name == self._asked_for
+            asked_for = name == self._asked_for and name not in self._sizes
+            is_new = self._state.brought.get(name) != mark or asked_for
             is_new &= not only_done or self._state.known(stage, "state") == "done"
             size = self._sizes.get(name) or (_size(stage, self._state) if is_new else 0)
-            if filled and filled + size > self._plan.limits["home_mib"] * MIB:
+            if filled and size and filled + size > self._plan.limits["home_mib"] * MIB:
                 self._leave_behind(name)
                 continue
             if is_new:
@@ -200,7 +215,6 @@ class Home:
                 self._state.brought[name] = mark
                 self._state.save()
             filled += size
-        self._asked_for = None
 
     def write_results(self) -> None:
         """Write what tells about all stages: small files, no data and no weights."""

@@ -92,10 +92,9 @@ def read_plan(path: Path) -> Plan:
     for stage in stages:
         assert stage.begins in names | {""}, f"{path}: {stage.name} begins from nothing known"
         assert stage.data in values["data"] or stage.kind != "train", f"{path}: {stage.name}"
-    more = values.get("more", {})
-    for other in (other for others in more.values() for other in others):
-        assert "train" in values["data"][other], f"{path}: {other} has no shards to repeat"
-    data, settings = values["data"], values["settings"]
+    data, settings, more = values["data"], values["settings"], values.get("more", {})
+    for name in (name for repeated, others in more.items() for name in (repeated, *others)):
+        assert "train" in data.get(name, {}), f"{path}: [more] has {name}, which has no shards"
     return Plan(stages, data, more, settings, values["limits"], values["wheels"])
 
 
@@ -141,8 +140,8 @@ class State:
             prepared, others = self.folder / PREPARED, plan.more.get(name, {})
             needed = [part for part in (name, *others) if not archive.unpack(prepared, part)]
             if not needed:
-                for other, times in others.items():
-                    _repeat(prepared / other, times, prepared / name)
+                times = {prepared / other: times for other, times in others.items()}
+                _repeat(times, prepared / name)
             return [f"a piece of {part}" for part in needed]
         data = self.folder / "data"
         return [file for file in plan.files(name) if not list(data.glob(f"{file}*"))]
@@ -171,13 +170,20 @@ class State:
         return finished or self.known(stage, "state") == "done"
 
 
-def _repeat(other: Path, times: int, dataset: Path) -> None:
-    """Let the training shards of `other` stand so many times among those of `dataset`."""
-    for number in range(times):
-        for shard in sorted(other.glob("train-*.bin")):
-            target = dataset / f"{shard.stem}-{other.name}-{number}.bin"
-            if not target.exists():
-                target.symlink_to(shard)
+def _repeat(times: dict[Path, int], dataset: Path) -> None:
+    """Let training shards of other datasets stand so many times among those of `dataset`."""
+    links = {
+        dataset / f"{shard.stem}-{other.name}-{number}.bin": shard
+        for other, n in times.items()
+        for number in range(n)
+        for shard in other.glob("train-*.bin")
+    }
+    for shard in dataset.glob("train-*.bin"):
+        if shard.is_symlink() and shard not in links:
+            shard.unlink()  # another plan's
+    for link, shard in links.items():
+        if not link.exists():
+            link.symlink_to(shard)
 
 
 def speed(plan: Plan, state: State) -> float:
