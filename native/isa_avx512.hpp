@@ -29,12 +29,28 @@ struct Avx512 {
   static Floats absolute(Floats a) { return _mm512_abs_ps(a); }
   static Floats round(Floats a) { return _mm512_roundscale_ps(a, 8); }
   static Floats times_power_of_two(Floats a, Floats n) { return _mm512_scalef_ps(a, n); }
-  static float total(Floats a) { return _mm512_reduce_add_ps(a); }
+  static float total(Floats a) {
+    const __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+  }
   static float largest(Floats a) { return _mm512_reduce_max_ps(a); }
 
   static Floats load_bfloat16(const uint16_t* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+
+  static void store_bfloat16(uint16_t* p, Floats x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);  // not to infinity
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
 
   static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }

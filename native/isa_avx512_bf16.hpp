@@ -14,10 +14,6 @@ struct Avx512Bf16 : Avx512 {
     memcpy(&pairs, &bits, sizeof pairs);
     return pairs;
   }
-  static void store_bfloat16(uint16_t* p, Floats x) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(x);
-    memcpy(p, &rounded, sizeof rounded);
-  }
   static Floats dot_bfloat16(Units w, const uint8_t* x, Floats sum) {
     return _mm512_dpbf16_ps(sum, as_bfloat16(w), as_bfloat16(broadcast(x)));
   }

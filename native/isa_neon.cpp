@@ -31,7 +31,10 @@ struct Neon {
     const int32x4_t exponent = vshlq_n_s32(vcvtq_s32_f32(n), 23);
     return mul(a, vreinterpretq_f32_s32(vaddq_s32(exponent, vdupq_n_s32(127 << 23))));
   }
-  static float total(Floats a) { return vaddvq_f32(a); }
+  static float total(Floats a) {
+    const float32x2_t halves = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+    return vget_lane_f32(halves, 0) + vget_lane_f32(halves, 1);
+  }
   static float largest(Floats a) { return vmaxvq_f32(a); }
 
   static Floats load_bfloat16(const uint16_t* p) {

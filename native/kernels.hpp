@@ -77,7 +77,7 @@ struct Kernels {
   void (*attend)(const float* query, int length, float scale, const Memory& memory, float* scores,
                  float* out);
 
-  // log(sum(exp(x))) of `count` numbers; sets the padding up to a multiple of 32 to -infinity.
+  // log(sum(exp(x))) of `count` numbers; overwrites them and their padding up to a multiple of 32.
   float (*log_sum_exp)(float* x, int count);
 };
 

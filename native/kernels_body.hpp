@@ -3,6 +3,11 @@
 // V has kWidth lanes of 32 bits: `Floats`, `Ints` (running sums) and `Units` (packed weights). Its
 // functions are the few instructions in which the sets differ. Everything is in an unnamed
 // namespace, so that each file keeps its own copy (see kernels.hpp).
+//
+// Except with bfloat16, all sets compute the same bits, so that a seed writes the same text on every
+// processor: `fma` rounds once, and what is summed is summed in the same order. A product adds its
+// columns from the first to the last; sums of whole numbers may be made in any order; for other
+// sums there is `total`.
 #pragma once
 
 #include <cmath>
@@ -15,8 +20,23 @@ namespace backgpt {
 namespace {
 
 constexpr size_t kUnitRow = kBlock * 4;  // bytes of one unit of a whole block
+constexpr int kSums = 16;                // running sums of `total`
 
 inline size_t padded(int width) { return (static_cast<size_t>(width) + 31) / 32 * 32; }
+
+// Number i of 16 running sums holds elements i, i + 16, ...; these are added by halves: 0 to 7 and 8
+// to 15, then 0 to 3 and 4 to 7, and so on, which `V::total` ends.
+template <class V>
+struct Sums {
+  static constexpr int kParts = kSums / V::kWidth;
+  typename V::Floats part[kParts] = {};
+
+  float total() {
+    for (int half = kParts / 2; half > 0; half /= 2)
+      for (int n = 0; n < half; ++n) part[n] = V::add(part[n], part[n + half]);
+    return V::total(part[0]);
+  }
+};
 
 // exp in float32 to about one unit in the last place (the polynomial of Cephes' expf).
 template <class V>
@@ -45,8 +65,8 @@ constexpr size_t input_unit(Dtype dtype) {
   return dtype == Dtype::int4 ? 8 : 4;
 }
 
-// One block's rows [lane0, lane0 + N vectors) for T tokens. With one token, C chains of sums run
-// side by side, as one sum alone would wait for its own last step.
+// One block's rows [lane0, lane0 + N vectors) for T tokens. Whole numbers of one token are summed in
+// C chains side by side, as one sum alone would wait for its own last step.
 template <class V, Dtype D, int T, int N, int C>
 inline void tile(const Packed& weights, int block, int lane0, const Input& input, int token,
                  float* out, size_t stride, bool add) {
@@ -145,8 +165,8 @@ inline void some_tokens(const Packed& weights, int block, const Input& input, in
     if constexpr (D == Dtype::int4)
       tile_int4<V, T, kVectors>(weights, block, lane, input, token, out, stride, add);
     else
-      tile<V, D, T, kVectors, T == 1 ? V::kChains : 1>(weights, block, lane, input, token, out,
-                                                       stride, add);
+      tile<V, D, T, kVectors, T == 1 && D == Dtype::int8 ? V::kChains : 1>(
+          weights, block, lane, input, token, out, stride, add);
   }
 }
 
@@ -228,12 +248,14 @@ template <class V>
 void rms_norm(const float* x, const float* weight, int width, float eps, float* out) {
   using F = typename V::Floats;
   const int count = static_cast<int>(padded(width));
-  F squares = V::set(0.0f);
-  for (int i = 0; i < count; i += V::kWidth) {
-    const F v = V::load(x + i);
-    squares = V::fma(v, v, squares);
+  Sums<V> squares;
+  for (int i = 0; i < count; i += kSums) {
+    for (int n = 0; n < squares.kParts; ++n) {
+      const F v = V::load(x + i + n * V::kWidth);
+      squares.part[n] = V::fma(v, v, squares.part[n]);
+    }
   }
-  const float mean = V::total(squares) / static_cast<float>(width);
+  const float mean = squares.total() / static_cast<float>(width);
   const F factor = V::set(1.0f / std::sqrt(mean + eps));
   for (int i = 0; i < count; i += V::kWidth)
     V::store(out + i, V::mul(V::mul(V::load(x + i), factor), V::load(weight + i)));
@@ -263,18 +285,35 @@ void swiglu(const float* gate_up, int first_block, int last_block, float* out) {
   }
 }
 
+struct Exponentials {
+  float largest, sum;
+};
+
+// Turns `count` numbers and their padding into exp(x - largest), in place; returns their sum.
 template <class V>
-float log_sum_exp(float* x, int count) {
+inline Exponentials exponentials(float* x, int count) {
   using F = typename V::Floats;
   const int all = static_cast<int>(padded(count));
   for (int i = count; i < all; ++i) x[i] = -INFINITY;
   F most = V::load(x);
   for (int i = V::kWidth; i < all; i += V::kWidth) most = V::max(V::load(x + i), most);
-  const float limit = V::largest(most);
-  F sum = V::set(0.0f);
-  for (int i = 0; i < all; i += V::kWidth)
-    sum = V::add(sum, exponential<V>(V::subtract(V::load(x + i), V::set(limit))));
-  return limit + std::log(V::total(sum));
+  const float largest = V::largest(most);
+  Sums<V> sums;
+  for (int i = 0; i < all; i += kSums) {
+    for (int n = 0; n < sums.kParts; ++n) {
+      float* place = x + i + n * V::kWidth;
+      const F e = exponential<V>(V::subtract(V::load(place), V::set(largest)));
+      V::store(place, e);
+      sums.part[n] = V::add(sums.part[n], e);
+    }
+  }
+  return {largest, sums.total()};
+}
+
+template <class V>
+float log_sum_exp(float* x, int count) {
+  const Exponentials found = exponentials<V>(x, count);
+  return found.largest + static_cast<float>(std::log(static_cast<double>(found.sum)));
 }
 
 // ---- attention ---------------------------------------------------------------------------------
@@ -326,24 +365,6 @@ inline void score_keys(const float* query, int length, float scale, const Memory
   }
 }
 
-// Turns scores into weights exp(score - largest), in place; returns their sum.
-template <class V>
-inline float weigh(float* scores, int length) {
-  using F = typename V::Floats;
-  const int all = static_cast<int>(padded(length));
-  for (int i = length; i < all; ++i) scores[i] = -INFINITY;
-  F most = V::load(scores);
-  for (int i = V::kWidth; i < all; i += V::kWidth) most = V::max(V::load(scores + i), most);
-  const F limit = V::set(V::largest(most));
-  F sum = V::set(0.0f);
-  for (int i = 0; i < all; i += V::kWidth) {
-    const F e = exponential<V>(V::subtract(V::load(scores + i), limit));
-    V::store(scores + i, e);
-    sum = V::add(sum, e);
-  }
-  return V::total(sum);
-}
-
 // out[0 .. N vectors) = factor * sum over positions of weight * value. Two chains of sums, for
 // even and odd positions.
 template <class V, class Number, int N>
@@ -375,7 +396,7 @@ template <class V, class Number>
 inline void attend_as(const float* query, int length, float scale, const Memory& memory,
                       float* scores, float* out) {
   score_keys<V, Number>(query, length, scale, memory, scores);
-  const float factor = 1.0f / weigh<V>(scores, length);
+  const float factor = 1.0f / exponentials<V>(scores, length).sum;
   int offset = 0;
   for (; offset + 4 * V::kWidth <= memory.padded_dim; offset += 4 * V::kWidth)
     mix_values<V, Number, 4>(scores, length, factor, memory, offset, out + offset);

@@ -115,17 +115,18 @@ void Model::load(const Lookup& lookup) {
   pool_.run(job);
 }
 
+// In double, then rounded: libraries differ in the last bits of their functions.
 void Model::make_rotary_tables() {
   const int half = shape_.head_dim / 2;
   cos_ = Buffer<float>(static_cast<size_t>(shape_.block_size) * half);
   sin_ = Buffer<float>(cos_.size());
   for (int i = 0; i < half; ++i) {
     const float pair = static_cast<float>(2 * i) / static_cast<float>(shape_.head_dim);
-    const float frequency = std::pow(shape_.rope_theta, -pair);
+    const float frequency = static_cast<float>(std::pow(double{shape_.rope_theta}, -double{pair}));
     for (int position = 0; position < shape_.block_size; ++position) {
-      const float angle = static_cast<float>(position) * frequency;
-      cos_.data()[static_cast<size_t>(position) * half + i] = std::cos(angle);
-      sin_.data()[static_cast<size_t>(position) * half + i] = std::sin(angle);
+      const double angle = static_cast<float>(position) * frequency;
+      cos_.data()[static_cast<size_t>(position) * half + i] = static_cast<float>(std::cos(angle));
+      sin_.data()[static_cast<size_t>(position) * half + i] = static_cast<float>(std::sin(angle));
     }
   }
 }

@@ -11,7 +11,6 @@ pytest.importorskip("backgpt.engine._native", reason="other engines differ in th
 
 import backgpt
 from backgpt.builtin import names
-from backgpt.engine.native_engine import instruction_sets
 from backgpt.server.catalog import Catalog, Served
 from serving import CLIENT, post, serving
 
@@ -31,9 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    if "avx2" not in instruction_sets():
-        pytest.skip("another instruction set rounds otherwise and may write something else")
-    models = {name: Served(backgpt.load(name, isa="avx2")) for name in names()}
+    models = {name: Served(backgpt.load(name)) for name in names()}
     with serving(Catalog(models, completions="stories", chat="backchat")) as address:
         yield address
 

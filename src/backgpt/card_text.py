@@ -222,7 +222,7 @@ def _stories(name: str, stories: tuple[Story, ...]) -> Iterator[str]:
     yield from (f"## {len(stories)} stories, unedited", "")
     yield "The first sample for each ending, none left out. To see one again:"
     yield f"`backgpt sample --model {name} --ending ENDING --seed SEED`"
-    yield "(a processor of another kind rounds otherwise, and may write another)."
+    yield "(the engine in C++ writes it on every processor; torch rounds otherwise)."
     for story in stories:
         yield from ("", f"Ending `{story.ending}`, seed {story.seed}:", "")
         yield "\n>\n".join(f"> {line}" for line in story.text.split("\n") if line)
@@ -269,7 +269,7 @@ def _exchanges(name: str, exchanges: tuple[ShownExchange, ...]) -> Iterator[str]
     yield from (f"## {len(exchanges)} exchanges, unedited", "")
     yield "The first for each message, none left out. To see one again:"
     yield f"`echo MESSAGE | backgpt chat --model {name} --mode MODE --seed SEED`"
-    yield "(a processor of another kind rounds otherwise, and may write another)."
+    yield "(the engine in C++ writes it on every processor; torch rounds otherwise)."
     for exchange in exchanges:
         yield from ("", f"`{exchange.mode}`, seed {exchange.seed}, given `{exchange.given}`:", "")
         yield "\n>\n".join(

@@ -132,7 +132,7 @@ def sample(
         Literal["float32", "bfloat16", "int8", "int4"] | None,
         Option(
             help="What the native engine computes in; int8 for models stored so, or float32. With "
-            "bfloat16 a text may depend on how many are written beside it."
+            "bfloat16 a text may depend on the processor and on what is written beside it."
         ),
     ] = None,
     threads: Threads = None,
