@@ -112,13 +112,9 @@ def test_streamed_pieces_with_hints_join_to_the_written_text(model: Model) -> No
     assert joined == text.text
 
 
-def test_a_model_without_hints_or_another_direction_says_so(
-    dataset_path: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_does_not_run_that_way_says_so(dataset_path: Path, tmp_path: Path) -> None:
     run = trained(dataset_path, tmp_path / "run", max_steps=1)
     model = backgpt.load(run)
-    with pytest.raises(UsageError, match="trained without hints"):
-        model.write(ending="The end.", length="short")
     with pytest.raises(UsageError, match="starts from an ending, not an opening"):
         model.write(ending="The end.", opening="One day")
     with pytest.raises(UsageError, match="only runs backward"):

@@ -32,6 +32,9 @@ from tiny_folders import tiny_folder
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SHAPE = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 128, "intermediate_size": 96}
+needs_native = pytest.mark.skipif(
+    not find_spec("backgpt.engine._native"), reason="no native engine here"
+)
 ABOUT: dict[str, Any] = {
     "description": "A model for tests.",
     "license": "CC0-1.0",
@@ -129,6 +132,36 @@ def test_the_packages_own_models_are_whole() -> None:
         assert describe(name).card is not None
 
 
+@needs_native
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "stories"])
+def test_the_stories_in_a_card_are_what_the_model_writes_on_every_processor(name: str) -> None:
+    card = describe(name).card
+    assert card is not None
+    assert card.measures is not None
+    model = backgpt.load(name)
+    for story in card.measures.stories:
+        [text] = model.write(story.ending, seed=story.seed)
+        assert text.text == story.text, story.seed
+
+
+@needs_native
+@pytest.mark.slow
+def test_the_exchanges_in_a_card_are_what_the_model_writes_on_every_processor() -> None:
+    card = describe("backchat").card
+    assert card is not None
+    assert card.chat_measures is not None
+    chat = backgpt.load("backchat")
+    for shown in card.chat_measures.exchanges:
+        if shown.mode == "rewind":
+            [talk] = chat.rewind(shown.given, seed=shown.seed)
+            written = [said.text for said in talk.messages[: -talk.n_given]]
+        else:
+            write = chat.ask if shown.mode == "ask" else chat.reply
+            written = [text.text for text in write(shown.given, seed=shown.seed)]
+        assert written == [said.text for said in shown.written], shown.seed
+
+
 def test_a_name_is_a_built_in_model_and_a_path_is_a_path(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,11 +202,6 @@ def test_what_the_native_engine_takes_is_refused_for_torch(
 ) -> None:
     with pytest.raises(UsageError, match="for the native engine: leave them out"):
         backgpt.load(engine="torch", **option)
-
-
-needs_native = pytest.mark.skipif(
-    not find_spec("backgpt.engine._native"), reason="no native engine here"
-)
 
 
 @needs_native

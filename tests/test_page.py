@@ -455,18 +455,7 @@ def test_settings_are_asked_of_the_server_and_saved(
     assert record["steps"][0]["backgpt"] == {"words": ["cake", "rain"], "length": "short"}
 
 
-def test_a_model_without_hints_is_not_given_any(
-    server: Scripted, visit: Callable[[str], Any]
-) -> None:
-    server.answers["/v1/models"] = [models(hints=False)]
-    server.answers["/v1/completions"] = [story("A fox.")]
-    page = visit(server.address)
-    expect(page.locator("#settings [name=length]").first).to_be_hidden()
-    write(page, " The end.")
-    assert "backgpt" not in server.bodies("/v1/completions")[0]
-
-
-def test_a_model_without_hints_still_gets_words(
+def test_a_model_without_hints_still_gets_words_and_a_length(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     server.answers["/v1/models"] = [models(hints=False)]
@@ -474,8 +463,10 @@ def test_a_model_without_hints_still_gets_words(
     page = visit(server.address)
     page.click("#more summary")
     page.fill("#settings [name=words]", "cake, rain")
+    choose(page, "length", "short")
     write(page, " The end.")
-    assert server.bodies("/v1/completions")[0]["backgpt"] == {"words": ["cake", "rain"]}
+    asked = server.bodies("/v1/completions")[0]["backgpt"]
+    assert asked == {"words": ["cake", "rain"], "length": "short"}
     server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
     page.locator(WORDS).first.click()
     expect(page.locator("#menu-list button")).to_have_count(len(ALTERNATIVES))

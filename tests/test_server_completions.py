@@ -364,7 +364,6 @@ REFUSED = [
     ({"prompt": ["x"], "suffix": "y"}, "suffix goes with one prompt"),
     ({"prompt": "word " * 400}, "the model reads at most 256"),
     ({"prompt": "x", "model": "plain", "backgpt": {"direction": "forward"}}, "only runs backward"),
-    ({"prompt": "x", "model": "plain", "backgpt": {"length": "short"}}, "without hints"),
     ({"prompt": "x", "backgpt": {"words": ["a"], "continues": True}}, "hints are for whole texts"),
     ({"prompt": "x", "backgpt": {"length": "huge"}}, "backgpt.length"),
     ({"prompt": "x", "max_tokens": 0}, "only goes with echo"),

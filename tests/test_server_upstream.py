@@ -378,7 +378,6 @@ def test_the_connections_are_closed_when_the_server_ends(model: Model) -> None:
         {"logprobs": 0},
         {"echo": True},
         {"stream": True, "stream_options": {"include_usage": True}},
-        {"backgpt": {"raw": {}, "length": "short"}},
     ],
 )
 def test_what_means_nothing_for_raw_ids_is_refused(

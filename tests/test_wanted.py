@@ -1,18 +1,28 @@
-"""Words that a text should have: what makes them likelier, and where, until they are there."""
+"""What a text should have, words and a length: what makes it likelier, and where."""
 
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from backgpt.hints import Hints
+from backgpt.hints import LENGTHS, Hints, Length, length_of, range_of
 from backgpt.language import Language, Prompt
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.running import Job, Running
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
-from backgpt.wanted import BIAS, FIRST_OF_MANY, WantedWords
+from backgpt.wanted import (
+    BIAS,
+    FIRST_OF_MANY,
+    NEARLY,
+    TOO_LONG,
+    TOO_SHORT,
+    Wanted,
+    WantedLength,
+    WantedWords,
+)
 from tiny_models import tiny_model
 
 WAYS: list[tuple[Direction, Unit]] = [
@@ -30,13 +40,13 @@ def wanted_in(language: Language, text: str, *words: str) -> WantedWords:
     return WantedWords(language, prompt_of(language, text, *words))
 
 
-def pushed(wanted: WantedWords, tokenizer: Tokenizer) -> dict[int, float]:
+def pushed(wanted: Wanted, tokenizer: Tokenizer) -> dict[int, float]:
     """Return what is added to which ids."""
     added = wanted.push(np.zeros(tokenizer.vocab_size))
     return {int(id_): float(added[id_]) for id_ in np.flatnonzero(added)}
 
 
-def take(wanted: WantedWords, language: Language, text: str) -> None:
+def take(wanted: Wanted, language: Language, text: str) -> None:
     """Let ids be drawn that make the text, which begins with a space."""
     for id_ in language.order.to_model(language.tokenizer.encode_fragment(text)):
         wanted.take(int(id_))
@@ -156,6 +166,8 @@ def test_a_model_without_hints_is_not_told(tokenizer: Tokenizer) -> None:
     plain, wanting = model.prompt("The cat."), model.prompt("The cat.", words=["dog"])
     assert plain.ids.tolist() == wanting.ids.tolist()
     assert (plain.words, wanting.words) == ((), ("dog",))
+    long = model.prompt("The cat.", length="long")
+    assert (plain.ids.tolist(), "long") == (long.ids.tolist(), long.length)
 
 
 def test_every_sample_has_to_get_them_itself(tokenizer: Tokenizer) -> None:
@@ -188,3 +200,69 @@ def test_a_bridge_has_what_its_two_texts_have(tokenizer: Tokenizer) -> None:
     for way in (model, model.turned()):
         prompt = way.bridge_prompt("The Cake was big.", "The end.", words=["cake", "dog", "end"])
         assert prompt.words == ("dog",)
+
+
+def length_in(language: Language, text: str, length: Length) -> WantedLength:
+    return WantedLength(language, language.prompt(text, at_edge=True), length)
+
+
+@pytest.mark.parametrize(("direction", "unit"), WAYS)
+def test_the_edge_is_less_likely_until_the_text_is_long_enough(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    edge = language.markers[1]
+    wanted = length_in(language, "So it is.", "long")  # which counts as well
+    least, _ = range_of("long")
+    for _ in range(least - 4):
+        take(wanted, language, " so")
+    take(wanted, language, " 1,000")  # no word
+    assert pushed(wanted, tokenizer) == {edge: TOO_SHORT}
+    take(wanted, language, " so")
+    assert not pushed(wanted, tokenizer)
+
+
+@pytest.mark.parametrize(("direction", "unit"), WAYS)
+def test_the_edge_grows_likelier_where_a_text_could_end(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    edge = language.markers[1]
+    inside, at_edge = (" so", ' "So') if direction == "backward" else (" So", ' so."')
+    wanted = length_in(language, "So it is.", "short")
+    _, most = range_of("short")
+    for n_words in range(4, int(most) + 10):
+        take(wanted, language, inside)
+        assert not pushed(wanted, tokenizer)
+        if n_words % 2:
+            continue
+        at = copy(wanted)
+        take(at, language, at_edge)
+        share = min(1.0, (n_words + 1 - (most - NEARLY)) / NEARLY)
+        expected = {edge: TOO_LONG * share} if share > 0 else {}
+        assert pushed(at, tokenizer) == pytest.approx(expected), n_words
+
+
+def test_a_text_does_not_end_at_a_line_break(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "backward", "token")
+    wanted = length_in(language, "So it is.", "short")
+    for _ in range(200):
+        take(wanted, language, " So")
+    assert pushed(wanted, tokenizer)
+    [line_break] = tokenizer.encode_fragment("\n")
+    wanted.take(int(line_break))
+    assert not pushed(wanted, tokenizer)
+
+
+@pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.parametrize("hints", [True, False])
+def test_texts_have_the_length_that_they_should(
+    tokenizer: Tokenizer, *, hints: bool, way: int
+) -> None:
+    model = tiny_model(tokenizer, hints=hints, block_size=1024, bias=0.0)
+    model = model.turned() if way else model
+    given = {"opening": "The cat."} if way else {"ending": "The cat."}
+
+    for length in LENGTHS:  # unasked they are 12 in all
+        texts = model.write(**given, length=length, n=12, seed=1)  # type: ignore[arg-type]
+        assert sum(length_of(text.text) == length for text in texts) >= 9

@@ -88,10 +88,10 @@ class Model:
     ) -> list[Text]:
         """Write `n` texts that lead to `ending`, or, with a forward model, go on from `opening`.
 
-        The `words` that should occur are made likelier until they do (see `wanted`, the module). A
-        model that takes hints is told them as well, and a `length` ("short", "medium" or "long")
-        and, running backward, the `opening` that the text should begin with. These are wishes:
-        `Hints.obeyed_by` tells.
+        The `words` that should occur are made likelier until they do, and the text's edge where it
+        has the `length` ("short", "medium" or "long") that it should have (see `wanted`, the
+        module). A model that takes hints is told both as well, and, running backward, the `opening`
+        that the text should begin with. These are wishes: `Hints.obeyed_by` tells.
         With `continues` some text follows the ending (or precedes the opening): it does not stand
         at the edge of the text. Without `max_new_tokens` the context is the limit; a text also
         ends where one of the texts `stop` is written, which are not part of it. The same `seed`
@@ -468,15 +468,13 @@ class Model:
                 f"this is a {self.direction} model: it starts from an {wanted}, not an {unwanted}"
             )
         hints = Hints(opening=opening if backward else None, words=tuple(words), length=length)
-        if length is not None and not self.takes_hints:
-            raise UsageError("this model was trained without hints: leave out length")
         if hints and continues:
             raise UsageError("hints are for whole texts: leave them out, or 'continues'")
         if given is None and not hints:
             raise UsageError(f"this is a {self.direction} model: give it an {wanted}")
         told = hints if self.takes_hints else NO_HINTS
         prompt = self.language.prompt(given or "", at_edge=not continues, hints=told)
-        return replace(prompt, words=hints.missing_words(given or ""))
+        return replace(prompt, words=hints.missing_words(given or ""), length=length)
 
     def alternatives_prompt(
         self,
@@ -488,10 +486,11 @@ class Model:
     ) -> Prompt:
         """Return the prompt for the words before `ending`, which nothing makes likelier.
 
-        Only a model that takes hints can be told of `words`. Raises as `alternatives`.
+        Only a model that takes hints can be told of any. Raises as `alternatives`.
         """
-        if words and not self.takes_hints:
-            raise UsageError("this model was trained without hints: leave out words")
+        for name, value in (("words", words), ("length", length)):
+            if value and not self.takes_hints:
+                raise UsageError(f"this model was trained without hints: leave out {name}")
         return self.prompt(ending, words=words, length=length, continues=continues)
 
     def bridge_prompt(

@@ -260,8 +260,8 @@ def _measured_chat(measures: ChatMeasures) -> Iterator[str]:
     yield f"{rewound.in_order:.0%} roles alternate in the right order, {rewound.to_the_start:.0%}"
     yield f"reached their start, {rewound.mean_messages:.1f} messages were written in the mean;"
     yield "probabilities after one that was read at once, as when it is loaded, and id by id, as"
-    yield f"when it is written, differ by at most {rewound.difference:.1e} in int8 and"
-    yield f"{rewound.difference_exact:.1e} in float32. A role or a marker leaked"
+    yield f"when it is written, differ by at most {rewound.difference:.2g} in int8 and"
+    yield f"{rewound.difference_exact:.2g} in float32. A role or a marker leaked"
     yield from (f"into {measures.leaked} of {measures.outputs:,} outputs.", "")
 
 

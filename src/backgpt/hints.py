@@ -110,6 +110,12 @@ def length_of(text: str) -> Length:
     return LENGTHS[sum(count > limit for limit in LENGTH_LIMITS)]
 
 
+def range_of(length: Length) -> tuple[int, float]:
+    """Return the least and the most words of a text of that length class."""
+    place = LENGTHS.index(length)
+    return (0, *(n + 1 for n in LENGTH_LIMITS))[place], (*LENGTH_LIMITS, float("inf"))[place]
+
+
 def content_words(text: str) -> set[str]:
     """Return the words of a text, lower-cased, but for those that are short or frequent."""
     found = {word for word in words_of(text.lower()) if len(word) >= _LEAST_LETTERS}

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from backgpt.hints import NO_HINTS, Hints, Kind
+from backgpt.hints import NO_HINTS, Hints, Kind, Length
 from backgpt.order import (
     Direction,
     Directions,
@@ -51,7 +51,8 @@ class Prompt:
     `text` is the given text that what is written joins; `ids`, (T,), all ids that are read, the
     text's own behind the first `n_first`. `joins_on` says that the text brings its own white space
     at the edge where the model writes. The space at the end of an opening is not among the ids:
-    what is written `begins_word`, with that space. `words` are to occur, and do not yet.
+    what is written `begins_word`, with that space. `words` are to occur, and do not yet; the whole
+    text is to have that `length`.
     """
 
     text: str
@@ -60,6 +61,7 @@ class Prompt:
     joins_on: bool
     stops: Stops
     words: tuple[str, ...] = ()
+    length: Length | None = None
     begins_word: bool = False
 
 

@@ -19,7 +19,7 @@ from backgpt.engine import Engine, FloatArray
 from backgpt.errors import TooLongError, UsageError
 from backgpt.language import Language, Prompt
 from backgpt.sampling import Floats, Sampling, draw, likeliest, logprob_of
-from backgpt.wanted import WantedWords
+from backgpt.wanted import Wanted, all_wanted
 
 Likeliest = tuple[tuple[int, float], ...]
 """Ids with their log-probabilities in nats, the likeliest first."""
@@ -78,13 +78,12 @@ class Running:
         """
         room = room_for(self._engine, job)
         barred = barred_ids(job.language, job.prompt)
-        wanted = WantedWords(job.language, job.prompt)
+        wanted = all_wanted(job.language, job.prompt)
         rows, logits = self._engine.prefill(job.prompt.ids, job.n)
         numbers = range(self._count, self._count + job.n)
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-            self._samples[number] = _Sample(
-                job, job.first + place, row, room, barred, copy(wanted), logits
-            )
+            own = [copy(one) for one in wanted]
+            self._samples[number] = _Sample(job, job.first + place, row, room, barred, own, logits)
         self._count = numbers.stop
         return numbers
 
@@ -128,7 +127,7 @@ class _Sample:
         row: int,
         room: int,
         barred: tuple[Floats, Floats],
-        wanted: WantedWords,
+        wanted: Sequence[Wanted],
         logits: FloatArray,
     ) -> None:
         self.row, self.logits = row, logits
@@ -146,15 +145,19 @@ class _Sample:
         """Draw the next id of the sample `number`."""
         scores = self.logits[: len(self._barred)].astype(np.float64)
         allowed = scores + self._barred
+        pushed = allowed
+        for wanted in self._wanted:
+            pushed = wanted.push(pushed)
         text_ids = self._text_ids[: self._n_ids]
         id_ = self.unread = draw(
-            self._wanted.push(allowed),
+            pushed,
             self._job.sampling,
             self._random,
             text_ids=text_ids,
             apart=ids_apart(self._job.language, text_ids),
         )
-        self._wanted.take(id_)
+        for wanted in self._wanted:
+            wanted.take(id_)
         self._barred = self._barred_later
         self._text_ids[self._n_ids] = id_
         self._n_ids += 1

@@ -143,8 +143,8 @@ def sample(
     model the opening (--opening, or --prompt); one trained both ways runs forward from an opening
     alone. With an opening and an ending a bridge is written
     from the one to the other, with --around what stands to both sides of a phrase, with
-    --end-words or --rhyme verse. Words that should occur are made likelier until they do. A model
-    trained with hints is told them as well, and can be told how long the text should be.
+    --end-words or --rhyme verse. Words that should occur are made likelier until they do, and the
+    text to end where it has its length. A model trained with hints is told them as well.
     """
     asked = SampleOptions(
         ending=ending,

@@ -100,7 +100,6 @@ def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
         "echo": asked.echo,
         "best_of": asked.best_of is not None,
         "stream_options.include_usage": asked.wants_usage,
-        "backgpt.length": ours.length,
         "backgpt.continues": ours.continues,
     }
     for name, value in given.items():
@@ -127,4 +126,5 @@ def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
         stops=Stops(tuple(stops.at_once), tuple(stops.later)),
         begins_word=stops.begins_word,
         words=Hints(words=tuple(asked.backgpt.words)).each_word,
+        length=asked.backgpt.length,
     )

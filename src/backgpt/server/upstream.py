@@ -174,7 +174,8 @@ class Upstream:
                 "begins_word": job.prompt.begins_word,
             }
             words = [" ".join(job.prompt.words)] if job.prompt.words else []
-            ours = {"raw": raw, "direction": job.language.direction, "words": words}
+            wanted = {"words": words, "length": job.prompt.length}
+            ours = {"raw": raw, "direction": job.language.direction, **wanted}
             return {**body, "backgpt": ours}
         tokenizer = job.language.tokenizer
         # It counts the last id, which is never read, as well.

@@ -32,7 +32,7 @@ export class Settings {
     this.form = form;
     /** @type {import("./models.js").Model[]} */
     this.models = [];
-    this.field("model").addEventListener("change", () => this.showHints());
+    this.field("model").addEventListener("change", () => this.showOpening());
     this.field("temperature").addEventListener("input", () => this.showTemperature());
     form.addEventListener("submit", (event) => event.preventDefault());
   }
@@ -41,7 +41,7 @@ export class Settings {
   offer(models) {
     this.models = models.filter((model) => abilities(model).directions.includes("backward"));
     offerModels(this.field("model"), this.models);
-    this.showHints();
+    this.showOpening();
   }
 
   /** What the chosen model can do. */
@@ -79,7 +79,7 @@ export class Settings {
 
   /**
    * Return a request for the words that may stand directly before the rest of a text. Only a model
-   * that takes hints can be told which others it should have.
+   * that takes hints can be told what else it should have.
    * @param {string} rest
    */
   wordsBefore(rest) {
@@ -110,21 +110,19 @@ export class Settings {
   }
 
   /**
-   * What the text should be like: its opening, if the model can reach it, its length, if it can be
-   * told, and words.
+   * What the text should be like: its opening, if the model can reach it, words, and its length.
    * @returns {{opening?: string, words?: string[], length?: string}}
    */
   get hints() {
-    const { bridges, hints } = this.abilities;
     const opening = this.field("opening").value;
     const words = this.field("words")
       .value.split(/[\s,;]+/u)
       .filter(Boolean);
     const length = this.field("length").value;
     return {
-      ...(bridges && opening.trim() && { opening }),
+      ...(this.abilities.bridges && opening.trim() && { opening }),
       ...(words.length && { words }),
-      ...(hints && length && { length }),
+      ...(length && { length }),
     };
   }
 
@@ -141,10 +139,9 @@ export class Settings {
     return this.form.elements.namedItem(name);
   }
 
-  showHints() {
-    const { bridges, hints } = this.abilities;
-    for (const field of this.form.querySelectorAll("[data-hint], [data-bridge]")) {
-      /** @type {HTMLElement} */ (field).hidden = !(field.matches("[data-hint]") ? hints : bridges);
+  showOpening() {
+    for (const field of this.form.querySelectorAll("[data-bridge]")) {
+      /** @type {HTMLElement} */ (field).hidden = !this.abilities.bridges;
     }
   }
 
