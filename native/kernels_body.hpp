@@ -4,8 +4,9 @@
 // functions are the few instructions in which the sets differ. Everything is in an unnamed
 // namespace, so that each file keeps its own copy (see kernels.hpp).
 //
-// Except with bfloat16, all sets compute the same bits, so that a seed writes the same text on every
-// processor: `fma` rounds once, and what is summed is summed in the same order. A product adds its
+// Except with bfloat16, all sets compute the same bits of finite numbers, so that a seed writes the
+// same text on every processor: `fma` rounds once, nothing else is fused, and what is summed is
+// summed in the same order. A product adds its
 // columns from the first to the last; sums of whole numbers may be made in any order; for other
 // sums there is `total`.
 #pragma once
@@ -15,6 +16,12 @@
 #include <type_traits>
 
 #include "kernels.hpp"
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
 
 namespace backgpt {
 namespace {
@@ -217,7 +224,7 @@ void round_to_int8(const float* x, int columns, const Input& input, int token) {
   for (int i = 0; i < columns; i += V::kWidth)
     most = V::max(V::absolute(V::load(x + i)), most);
   const float limit = V::largest(most);
-  const float inverse = limit > 0 ? 127.0f / limit : 0.0f;
+  const float inverse = limit > 1e-36f ? 127.0f / limit : 0.0f;  // which is finite
   int8_t* out = reinterpret_cast<int8_t*>(input.data + token * input.stride);
   int32_t* sums = input.sums + token * input.sum_stride;
   int32_t all = 0;

@@ -387,6 +387,7 @@ REFUSED = [
     ({"prompt": [300], "backgpt": {"raw": {}, "words": ["x y z " * 500]}}, "at most"),
     ({"prompt": "x", "dry_multiplier": -1}, "dry_multiplier"),
     ({"prompt": "x", "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
+    ({"prompt": [300], "backgpt": {"raw": {}, "length": "short"}}, "a length needs an id to stop"),
     ({"prompt": [[300]], "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
     ({"prompt": [99999], "backgpt": {"raw": {}}}, "an id is unknown"),
     ({"prompt": [300], "backgpt": {"raw": {"later": [300]}}}, "no control id"),

@@ -474,6 +474,8 @@ class Model:
             raise UsageError(f"this is a {self.direction} model: give it an {wanted}")
         told = hints if self.takes_hints else NO_HINTS
         prompt = self.language.prompt(given or "", at_edge=not continues, hints=told)
+        if length is not None and not prompt.stops.later:
+            raise UsageError("this model has no control id that ends a text: leave out length")
         return replace(prompt, words=hints.missing_words(given or ""), length=length)
 
     def alternatives_prompt(

@@ -2,8 +2,8 @@
 
 Takes jobs, each with a language, a prompt and a way to sample of its own; gives ids as they are
 drawn. What is drawn for a sample depends on its job, its seed and its number in the job, never on
-what runs beside it, as far as the engine's numbers do not: the native engine's in int8 and int4 do
-not at all, others' in their last bits. The one loop that generates, for one text or for all
+what runs beside it, as far as the engine's numbers do not: the native engine's do not at all but
+in bfloat16, others' in their last bits. The one loop that generates, for one text or for all
 requests of a server.
 """
 

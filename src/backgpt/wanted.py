@@ -26,7 +26,7 @@ TOO_SHORT, TOO_LONG = -10.0, 12.0
 NEARLY = 60
 """Words before a text is too long; over them the bias grows from nothing."""
 
-_QUOTES, _ENDS = tuple("\"'“‘«„"), tuple(".!?…\"'”’»。！？")
+_OPENING, _CLOSING, _ENDS = tuple("\"'“‘«„"), "\"'”’»", tuple(".!?…。！？")
 
 Floats = npt.NDArray[np.float64]
 _Ids = tuple[int, ...]
@@ -132,7 +132,7 @@ class WantedLength(Wanted):
         self._least, self._most = range_of(length)
         self._edges = list(prompt.stops.later)
         self._backward = language.direction == "backward"
-        self._n_words, self._last = 0, ""
+        self._n_words, self._n_quotes, self._last = 0, 0, ""
         super().__init__(language, prompt)
 
     def push(self, logits: Floats) -> Floats:
@@ -150,15 +150,18 @@ class WantedLength(Wanted):
         return pushed
 
     def _may_end(self) -> bool:
-        """Return whether the growing edge looks like that of a text."""
+        """Return whether the growing edge looks like that of a text, and is in no quotation."""
         group = _text(self._group)
+        if (self._n_quotes + group.count('"')) % 2:
+            return False
         if not self._backward:
-            return group.rstrip().endswith(_ENDS)
+            return group.rstrip().rstrip(_CLOSING).endswith(_ENDS)
         first = (group or self._last).lstrip()[:1]
-        return first.startswith(_QUOTES) or (first.isalpha() and not first.islower())
+        return first.startswith(_OPENING) or (first.isalpha() and not first.islower())
 
     def _end_group(self, group: str) -> None:
         self._n_words += len(words_of(group))
+        self._n_quotes += group.count('"')
         self._last = group
 
 

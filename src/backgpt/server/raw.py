@@ -2,7 +2,7 @@
 
 The prompt is a list of ids in model order, control ids and all; what is drawn comes back in model
 order as `token_ids` with `logprobs`. Turning ids into text is for who asked, and hints are in the
-prompt already: words that should occur are only made likelier.
+prompt already: words that should occur, and a length, are only made likelier.
 """
 
 import time
@@ -113,6 +113,8 @@ def _prompt(asked: CompletionRequest, stops: RawStops, model: Model) -> Prompt:
     if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids) or asked.suffix:
         raise ApiError(400, "a raw prompt is one list of ids, without suffix", param="prompt")
     size, has_text = model.tokenizer.vocab_size, model.tokenizer.has_text
+    if asked.backgpt.length and not stops.later:
+        raise ApiError(400, "a length needs an id to stop at later", param="backgpt.length")
     array = np.array(ids, dtype=np.int64)
     stopping = np.array([*stops.at_once, *stops.later], dtype=np.int64)
     if max(array.max(), stopping.max(initial=0)) >= size or has_text[stopping].any():

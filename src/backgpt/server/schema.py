@@ -132,7 +132,7 @@ class RawStops(Body):
 
 
 class TextHints(Body):
-    """What the model is told about the text."""
+    """What the text should be like."""
 
     words: Words = Field(default=[], max_length=16)
     length: Length | None = None
