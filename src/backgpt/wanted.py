@@ -11,6 +11,8 @@ is wanted comes true where the model likes it best, and what does not fit at all
   sentence ends there, or begins for a model that writes leftward.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 _Ids = tuple[int, ...]
 
 
-class Wanted:
+class Wanted(ABC):
     """What one sample is still to get. Copies share nothing that changes.
 
     Follows the text from one white space to the next: `_group` is what is known of the last word.
@@ -46,9 +48,9 @@ class Wanted:
         for id_ in prompt.ids[prompt.n_first :].tolist():
             self._follow(id_)
 
+    @abstractmethod
     def push(self, logits: Floats) -> Floats:
         """Return (V,) logits in which what is wanted is likelier."""
-        raise NotImplementedError
 
     def take(self, id_: int) -> None:
         """Take the id that was drawn."""
@@ -64,9 +66,9 @@ class Wanted:
         if not self._leftward:
             self._group += data
 
+    @abstractmethod
     def _end_group(self, group: str) -> None:
         """Take a word, and what is joined to it, that is whole now."""
-        raise NotImplementedError
 
 
 def all_wanted(language: Language, prompt: Prompt) -> list[Wanted]:
