@@ -6,9 +6,8 @@
 //
 // Except with bfloat16, all sets compute the same bits of finite numbers, so that a seed writes the
 // same text on every processor: `fma` rounds once, nothing else is fused, and what is summed is
-// summed in the same order. A product adds its
-// columns from the first to the last; sums of whole numbers may be made in any order; for other
-// sums there is `total`.
+// summed in the same order. A product adds its columns from the first to the last; sums of whole
+// numbers may be made in any order; for other sums there is `Sums`.
 #pragma once
 
 #include <cmath>
@@ -27,7 +26,7 @@ namespace backgpt {
 namespace {
 
 constexpr size_t kUnitRow = kBlock * 4;  // bytes of one unit of a whole block
-constexpr int kSums = 16;                // running sums of `total`
+constexpr int kSums = 16;                // running sums of `Sums`
 
 inline size_t padded(int width) { return (static_cast<size_t>(width) + 31) / 32 * 32; }
 
@@ -296,7 +295,8 @@ struct Exponentials {
   float largest, sum;
 };
 
-// Turns `count` numbers and their padding into exp(x - largest), in place; returns their sum.
+// Turns `count` numbers and their padding into exp(x - largest), in place; returns the largest, and
+// the sum of what they are now.
 template <class V>
 inline Exponentials exponentials(float* x, int count) {
   using F = typename V::Floats;

@@ -271,11 +271,10 @@ def test_texts_have_the_length_that_they_should(
 ) -> None:
     model = tiny_model(tokenizer, hints=hints, block_size=1024, bias=0.0)
     model = model.turned() if way else model
-    given = {"opening": "The cat."} if way else {"ending": "The cat."}
-
+    ending, opening = (None, "The cat.") if way else ("The cat.", None)
     n_obeyed = 0
     for length in LENGTHS:
-        texts = model.write(**given, length=length, n=12, seed=1)  # type: ignore[arg-type]
+        texts = model.write(ending, opening=opening, length=length, n=12, seed=1)
         n_obeyed += sum(length_of(text.text) == length for text in texts)
     assert n_obeyed > 24  # unasked they are 12
 

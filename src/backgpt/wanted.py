@@ -13,11 +13,9 @@ is wanted comes true where the model likes it best, and what does not fit at all
 
 from abc import ABC, abstractmethod
 
-import numpy as np
-import numpy.typing as npt
-
 from backgpt.hints import Length, occurs, range_of, words_of
 from backgpt.language import Language, Prompt
+from backgpt.sampling import Floats
 from backgpt.tokenizer import joins_left
 
 BIAS, FIRST_OF_MANY = 6.0, 4.0
@@ -30,7 +28,6 @@ NEARLY = 60
 
 _OPENING, _CLOSING, _ENDS = tuple("\"'“‘«„"), "\"'”’»", tuple(".!?…。！？")
 
-Floats = npt.NDArray[np.float64]
 _Ids = tuple[int, ...]
 
 
