@@ -91,10 +91,17 @@ std::vector<const Kernels*> usable_kernels() {
     if (avx2) usable.push_back(&kAvx2Kernels);
 #endif
   }
-#elif defined(BACKGPT_NEON) && defined(__linux__)
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) usable.push_back(&kNeonKernels);
-#elif defined(BACKGPT_NEON) && defined(__APPLE__)
-  usable.push_back(&kNeonKernels);  // every Apple processor that runs a Mac has it
+#if defined(BACKGPT_SSE4)
+  if (bit(basic.ecx, 9) && bit(basic.ecx, 19)) usable.push_back(&kSse4Kernels);  // SSSE3, SSE4.1
+#endif
+#endif
+#if defined(BACKGPT_NEON_DOT) && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) usable.push_back(&kNeonDotKernels);
+#elif defined(BACKGPT_NEON_DOT) && defined(__APPLE__)
+  usable.push_back(&kNeonDotKernels);  // every Apple processor that runs a Mac has it
+#endif
+#if defined(BACKGPT_NEON)
+  usable.push_back(&kNeonKernels);
 #endif
   usable.push_back(&kPlainKernels);
   return usable;

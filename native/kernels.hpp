@@ -82,7 +82,7 @@ struct Kernels {
 };
 
 // Those that were compiled; `cpu.cpp` knows which can run here.
-extern const Kernels kPlainKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels, kAmxKernels,
-    kNeonKernels;
+extern const Kernels kPlainKernels, kSse4Kernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels,
+    kAmxKernels, kNeonKernels, kNeonDotKernels;
 
 }  // namespace backgpt

@@ -15,7 +15,7 @@ from backgpt.bridge import ACROSS, AT_SEAM, Bridge, best_places, join, room_for_
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Text
-from backgpt.hints import NO_HINTS, Hints
+from backgpt.hints import LENGTHS, NO_HINTS, Hints
 from backgpt.language import Language
 from backgpt.order import Direction, IdArray, ModelIds, ReadingIds, Unit
 from backgpt.slices import finished
@@ -317,6 +317,40 @@ def test_the_writer_is_asked_about_the_places_that_the_reader_likes_best(
     [found] = writer.bridge("One day.", "The end.", 1, twin=reader, seed=1)
     assert found.middle == " saw a dog. "
     assert len(writer.engine.scored) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("direction", WAYS)
+@pytest.mark.parametrize(
+    ("liked", "hints"),
+    [
+        *(("dog.", Hints(length=length)) for length in LENGTHS),
+        *(("ran", Hints(length=length)) for length in LENGTHS),
+        *((liked, Hints(words=("Park",))) for liked in ("dog.", "ran")),
+        ("dog.", Hints(words=("park",), length="medium")),
+    ],
+)
+def test_the_text_is_cut_where_it_obeys_though_another_place_is_liked(
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    direction: Direction,
+    liked: str,
+    hints: Hints,
+) -> None:
+    monkeypatch.setattr("backgpt.hints.LENGTH_LIMITS", (6, 9))
+    start = f"day. {liked}" if direction == "backward" else f"{liked} The end."
+    reader = fond_model(tokenizer, lambda text: start in text, direction=other_way(direction))
+    far, given = "One day.", "The end."
+    if direction == "forward":
+        far, given = given, far
+    written = "She ran to the park and saw a dog."
+    writer = fond_model(tokenizer, lambda text: False, direction=direction, text=written)
+    way = {"ending" if direction == "backward" else "opening": given}
+    texts = writer.write(**way, seed=1)  # type: ignore[arg-type]
+    [free] = finished(join(writer, reader, texts, far))
+    assert start in free.text
+    [found] = finished(join(writer, reader, texts, far, hints))
+    assert all(hints.obeyed_by(found.text).values())
+    assert (found.text == free.text) == all(hints.obeyed_by(free.text).values())
 
 
 def parts_at(

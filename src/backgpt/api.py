@@ -182,9 +182,10 @@ class Model:
         """Write `n` texts from `opening` to `ending`, both byte for byte, the best first.
 
         Best are, of those that obey most of what they were told, those that are joined best.
-        What the model writes from one of them is cut where it goes best with the other (see
-        `bridge`, the module), judged by it and its `twin`, which a model that runs both ways is
-        itself. Raises UsageError without a twin, for an empty text, or one that does not fit.
+        What the model writes from one of them is cut where it goes best with the other, of the
+        places where most is obeyed (see `bridge`, the module), judged by it and its `twin`, which a
+        model that runs both ways is itself. Raises UsageError without a twin, for an empty text, or
+        one that does not fit.
         """
         check_given(opening, ending)
         other = self._twin(twin)
@@ -199,8 +200,8 @@ class Model:
             seed=_seed(seed),
         )
         far = opening if self.direction == "backward" else ending
-        found = finished(join(self, other, texts, far))
         hints = Hints(words=tuple(words), length=length)
+        found = finished(join(self, other, texts, far, hints))
         return [found[place] for place in best_places(found, hints)]
 
     def surround(

@@ -18,7 +18,7 @@ import numpy as np
 
 from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
-from backgpt.hints import Hints
+from backgpt.hints import NO_HINTS, Hints
 from backgpt.language import Language, Parts, Row
 from backgpt.order import IdArray, ReadingIds
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, written_in_slices
@@ -84,17 +84,19 @@ def join(
     reader: Runner,
     texts: Sequence[Text],
     far: str,
+    hints: Hints = NO_HINTS,
     *,
     together: int = SCORED_TOGETHER,
 ) -> Slices[list[Bridge]]:
     """Join each of `texts`, that `writer` wrote from one given text, to the other one, `far`.
 
-    `reader` runs the other way. Of the places between two words that the reader likes best, a text
-    is cut at the one with the greatest sum of the writer's log p of `far` and its marker, and the
-    reader's of the first ids behind the seam. Slices are of about `together` ids. Raises UsageError
-    if a text does not fit; one of at most `room_for_middle` ids does.
+    `reader` runs the other way. Of the places between two words where most of `hints` are obeyed,
+    and of those the ones that the reader likes best, a text is cut at the one with the greatest sum
+    of the writer's log p of `far` and its marker, and the reader's of the first ids behind the
+    seam. Slices are of about `together` ids. Raises UsageError if a text does not fit; one of at
+    most `room_for_middle` ids does.
     """
-    cuttings = [_Cutting(writer.language, text, far) for text in texts]
+    cuttings = [_Cutting(writer.language, text, far, hints) for text in texts]
     seams = [_Seam(one, place) for one in cuttings for place in one.places]
 
     read, write = reader.language.row, writer.language.row
@@ -159,10 +161,11 @@ def _best_of_each_text(seams: Sequence[_Seam], gains: Sequence[float], *, most: 
 class _Cutting:
     """A written text, and what it would be if it were cut and the other text put in its place.
 
-    `places`, at least one, are between two words: before the id with that number in reading order.
+    `places`, at least one, are between two words, where most of `hints` are obeyed: before the id
+    with that number in reading order.
     """
 
-    def __init__(self, language: Language, text: Text, far: str) -> None:
+    def __init__(self, language: Language, text: Text, far: str, hints: Hints) -> None:
         self._language, self._text = language, text
         self._leftward = language.direction == "backward"
         self._opening, self._ending = (far, text.given) if self._leftward else (text.given, far)
@@ -173,7 +176,7 @@ class _Cutting:
         self._opening_ids = tokenizer.encode(opening)
         self._ending_ids = tokenizer.encode_fragment(self._ending)
         self._ids = language.order.to_reading(text.ids)
-        self.places = self._between_words()
+        self.places = self._obeying_most(hints, self._between_words())
 
     def at_far(self, place: int) -> Parts:
         """Return the text that is cut at `place` in two parts that meet at the seam."""
@@ -227,6 +230,16 @@ class _Cutting:
         if self._ending.startswith((" ", "\n")):
             places = [p for p in places if self._bytes(p - 1)[-1] not in WHITE_SPACE]
         return places or [0]
+
+    def _obeying_most(self, hints: Hints, places: list[int]) -> list[int]:
+        """Return those of `places` where the whole text obeys most of `hints`."""
+        if not hints:
+            return places
+        decode = self._language.tokenizer.decode
+        wholes = (f"{self._opening} {decode(self._kept(one))} {self._ending}" for one in places)
+        obeyed = [sum(hints.obeyed_by(whole).values()) for whole in wholes]
+        most = max(obeyed)
+        return [one for one, n in zip(places, obeyed, strict=True) if n == most]
 
     def _bytes(self, place: int) -> bytes:
         return self._language.tokenizer.token_bytes[int(self._ids[place])]

@@ -120,7 +120,12 @@ class Choices:
     def _bridges(self, drawings: Sequence[Drawing]) -> Slices[list[CompletionChoice]]:
         [one], texts = self.given, [drawing.result for drawing in drawings]
         joined = yield from join(
-            self.model, self.model.turned(), texts, one.far or "", together=IDS_IN_A_SLICE
+            self.model,
+            self.model.turned(),
+            texts,
+            one.far or "",
+            one.hints,
+            together=IDS_IN_A_SLICE,
         )
         pairs = [(joined[place], texts[place]) for place in best_bridges(joined, one.hints)]
         return [
