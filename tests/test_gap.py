@@ -83,6 +83,16 @@ def test_texts_that_were_cut_are_counted() -> None:
     assert twin_loss([TwinScores([first, *long[1:]], scores(FORWARD))], seed=1).cut == 2
 
 
+def test_texts_that_were_not_cut_have_a_gap_of_their_own() -> None:
+    backward, forward = scores(BACKWARD), scores(FORWARD)
+    last = backward[-1]
+    cut = Score(last.logprob, last.n_tokens, last.n_bytes, 2, last.token_logprobs)
+    found = twin_loss([TwinScores([*backward[:-1], cut], forward)], seed=1)
+    whole = twin_loss([TwinScores(backward[:-1], forward[:-1])], seed=1)
+    assert found.gap_of_whole == whole.gap != found.gap
+    assert whole.gap_of_whole is None
+
+
 def test_no_text_is_refused() -> None:
     with pytest.raises(DataError, match="at least two"):
         twin_loss([TwinScores([], [])], seed=1)

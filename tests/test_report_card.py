@@ -35,12 +35,14 @@ from backgpt.evaluate_twins import (
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.generate import Text
 from backgpt.intervals import of_share, over_documents
+from backgpt.model_folder import Trained
 from backgpt.order import ModelIds
 from backgpt.report import ArrowReport, ReportCard, Twins
-from backgpt.report_card import Extent
+from backgpt.report_card import Extent, unlike
 from backgpt.report_plot import plot_arrow, plot_card
 from backgpt.report_text import render_arrow, render_card
 from backgpt.score import Score, score_texts
+from backgpt.slices import Slices
 from backgpt.tokenizer import Tokenizer
 from tiny_models import tiny_model
 
@@ -113,10 +115,29 @@ def test_what_twins_differ_in_is_told(card: ReportCard, model: Model, some: list
     assert card.unlike == ()
     assert "not twins" not in render_card(card)
     other = tiny_model(model.tokenizer, direction="forward", hints=False, n_layer=1)
-    unlike = measure([(model, replace(other, takes_chat=False))], some).unlike
-    assert unlike == ("n_layer = 2, 1", "hints = True, False")
-    told = render_card(card.model_copy(update={"unlike": unlike}))
+    found = measure([(model, replace(other, takes_chat=False))], some).unlike
+    assert found == ("n_layer = 2, 1", "hints = True, False")
+    told = render_card(card.model_copy(update={"unlike": found}))
     assert "**These are not twins**: they differ in n_layer = 2, 1; hints = True, False." in told
+
+
+def test_what_twins_have_seen_is_told_and_compared(
+    card: ReportCard, model: Model, some: list[str]
+) -> None:
+    assert "Trained on" not in render_card(card)
+    backward = replace(model, trained=Trained(steps=40, tokens=36_708, data_sha256="ab" * 32))
+    forward = replace(model.turned(), trained=Trained(10, 9_111, "ab" * 32))
+    found = measure([(backward, forward)], some, replace(SMALL, ranked=0, bridged=0))
+    assert found.trained == (backward.trained, forward.trained)
+    assert found.unlike == ("training tokens = 36,708, 9,111",)
+    text = render_card(found)
+    assert "Trained on: backward 36,708 tokens of abababababab in 40 steps; forward 9,111" in text
+    assert "## Ranking" not in text
+    assert "## Bridges" not in text
+    assert plot_card(found).startswith(PNG)
+    assert unlike([backward, model]) == ()  # of one it is not known
+    other = replace(forward, trained=Trained(40, 36_708, "cd" * 32))
+    assert unlike([backward, other]) == ("training data = abababababab, cdcdcdcdcdcd",)
 
 
 def test_known_words_are_those_of_the_texts_that_are_not_compared(
@@ -244,8 +265,9 @@ def test_a_figure_outside_its_interval_is_drawn_too(card: ReportCard) -> None:
         ({"endings": 24}, "samples = 12: it must be a multiple of endings = 24"),
         ({"endings": 5}, "endings = 5: it must be 6 or more"),
         ({"hinted": -1}, "hinted = -1"),
-        ({"ranked": CANDIDATES - 1}, "ranked = 7: it must be 8 or more"),
-        ({"bridged": 1}, "bridged = 1: it must be 2 or more"),
+        ({"ranked": CANDIDATES - 1}, "ranked = 7: it must be 8 or more, or 0 for none"),
+        ({"bridged": 1}, "bridged = 1: it must be 2 or more, or 0 for none"),
+        ({"ranked": -1}, "ranked = -1: it must be 0 or more"),
         ({"candidates": 0}, "candidates = 0"),
         ({"max_new_tokens": 0}, "max_new_tokens = 0"),
     ],
@@ -454,10 +476,21 @@ def test_bridges_are_measured_at_their_seams(model: Model, monkeypatch: pytest.M
     human = [cut_in_three(text) for text in (TEXT, f"Once it was {TEXT}")]
     cuts = [cut for cut in human if cut is not None]
     middles = {"backward": " He sang.  ", "forward": " And then he sang all day long. "}
+    cut_alike = " He ate. "
 
     def bridge(self: Model, opening: str, ending: str, **options: Any) -> list[Bridge]:
         assert options["twin"].direction != self.direction
         return [Bridge(opening, middles[self.direction], ending, 0.0, 1, "stop")]
+
+    def join(writer: Model, reader: Model, texts: Sequence[Text], far: str) -> Slices[list[Bridge]]:
+        yield from ()
+        assert (writer.direction, reader.direction) == ("backward", "forward")
+        [text] = texts
+        n_given = len(encode(text.text)) - len(text.ids)
+        written = writer.tokenizer.decode(writer.language.order.to_reading(text.ids))
+        assert written.rstrip() + " " + text.given == text.text
+        assert n_given == len(fragment(text.given))
+        return [Bridge(far, cut_alike, text.given, 0.0, 1, "stop")]
 
     def score_all(self: Model, texts: Sequence[str], **options: Any) -> list[Score]:
         factor = 1.0 if self.direction == "forward" else 0.5
@@ -470,8 +503,9 @@ def test_bridges_are_measured_at_their_seams(model: Model, monkeypatch: pytest.M
 
     monkeypatch.setattr(Model, "bridge", bridge)
     monkeypatch.setattr(Model, "score_all", score_all)
-    found = measure_bridges(model, model.turned(), cuts, candidates=2, seed=1)
+    monkeypatch.setattr(evaluate_twins, "join", join)
     encode, fragment = model.tokenizer.encode, model.tokenizer.encode_fragment
+    found = measure_bridges(model, model.turned(), cuts, candidates=2, seed=1)
 
     def expected(cut: Cut) -> tuple[float, float]:
         n, end = len(encode("".join(cut))), len(fragment(cut.ending))
@@ -484,11 +518,13 @@ def test_bridges_are_measured_at_their_seams(model: Model, monkeypatch: pytest.M
         name: [cut._replace(middle=middles[way]) for cut in cuts]
         for name, way in (("bridge", "backward"), ("baseline", "forward"))
     }
+    made["human, cut"] = [cut._replace(middle=cut_alike) for cut in cuts]
     both = {}
     for name, seams in (
         ("human", found.human),
         ("bridge", found.bridge),
         ("baseline", found.baseline),
+        ("human, cut", found.human_cut),
     ):
         values = [expected(cut) for cut in made.get(name, cuts)]
         both[name] = sum(map(sum, values))
@@ -496,6 +532,7 @@ def test_bridges_are_measured_at_their_seams(model: Model, monkeypatch: pytest.M
         assert seams.ending.value == pytest.approx(np.mean([last for _, last in values]))
         assert seams.both.value == pytest.approx(np.mean(values))
     assert found.ratio.value == pytest.approx(both["bridge"] / both["human"])
+    assert found.ratio_cut.value == pytest.approx(both["bridge"] / both["human, cut"])
     assert found.baseline_ratio.value == pytest.approx(both["baseline"] / both["human"])
     assert found.wins == found.wins_whole == of_share([True, True])  # the shorter is likelier
     assert (found.texts, found.candidates) == (2, 2)

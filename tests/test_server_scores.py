@@ -40,10 +40,23 @@ def test_both_ways_are_scored_word_by_word(address: str, model: Model) -> None:
             assert total["logprob"] == pytest.approx(score.logprob, abs=1e-3)
             assert total["n_tokens"] == score.n_tokens
             assert total["n_bytes"] == len(text.encode())
+            assert total["n_windows"] == score.n_windows
             assert total["nats_per_token"] == pytest.approx(score.loss, abs=1e-4)
             spans = sum(span[way.direction] for span in found["spans"])
             assert spans + total["edge"] == pytest.approx(score.logprob, abs=1e-3)
     assert answer["data"][1]["backward"]["bits_per_byte"] is None
+
+
+def test_a_long_text_is_scored_in_windows_that_overlap_if_asked(address: str, model: Model) -> None:
+    text = "The dog ran home. " * 80
+    for overlap in (0, 50):
+        [found] = post(address, "/v1/score", input=text, overlap=overlap).json()["data"]
+        score = model.score(text, overlap=overlap)
+        assert found["backward"]["n_windows"] == score.n_windows > 1
+        assert found["backward"]["logprob"] == pytest.approx(score.logprob, abs=1e-2)
+    answer = post(address, "/v1/score", input="The end.", overlap=9_999)
+    assert answer.status_code == 400
+    assert "overlap = 9999" in answer.json()["error"]["message"]
 
 
 def test_one_way_alone_and_a_model_that_runs_one_way(address: str) -> None:

@@ -26,7 +26,7 @@ from backgpt.generate import Text, collect, in_model_order, pieces, texts_of
 from backgpt.hints import NO_HINTS, Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role
-from backgpt.model_folder import read_model
+from backgpt.model_folder import Trained, read_model
 from backgpt.order import Direction, Unit
 from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
@@ -44,7 +44,7 @@ class Model:
     """A model ready to run. Make one with `load`.
 
     `takes_hints` says that it was trained to obey hints, `takes_chat` that it was tuned on
-    conversations.
+    conversations; `trained`, known of a checkpoint only, what it has seen.
     """
 
     config: ModelConfig
@@ -52,6 +52,7 @@ class Model:
     engine: Engine
     takes_hints: bool = False
     takes_chat: bool = False
+    trained: Trained | None = None
 
     @property
     def direction(self) -> Direction:
@@ -549,7 +550,7 @@ def load(
         )
     language = by_direction[direction] if direction else folder.languages[0]
     made = open_engine(folder, engine, device, dtype=dtype, threads=threads, isa=isa)
-    return Model(folder.config, language, made, folder.hints, folder.chat)
+    return Model(folder.config, language, made, folder.hints, folder.chat, folder.trained)
 
 
 def check_twins(model: Model, twin: Model) -> None:

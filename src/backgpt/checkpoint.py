@@ -15,10 +15,18 @@ from backgpt.arrays import read_arrays, serialized
 from backgpt.errors import BackgptError
 from backgpt.files import write_synced, write_whole
 from backgpt.manifest import TEMPORARY, read_json, verify, whole_folder, write_json
-from backgpt.model_folder import BEST, LATEST, ModelFolder, pointed, read_unverified, write_model
+from backgpt.model_folder import (
+    BEST,
+    LATEST,
+    STATE,
+    ModelFolder,
+    pointed,
+    read_unverified,
+    write_model,
+)
 from backgpt.quantize import Arrays
 
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER = "optimizer.safetensors"
 CHECKPOINTS, DAMAGED = "checkpoints", ".damaged"
 
 

@@ -12,15 +12,17 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from backgpt.api import Model
-from backgpt.bridge import ACROSS
+from backgpt.bridge import ACROSS, join
 from backgpt.errors import DataError
 from backgpt.evaluate import Sample, last_sentence
+from backgpt.generate import Text
 from backgpt.hints import words_of
 from backgpt.intervals import Estimate, of_share, over_documents
 from backgpt.order import ReadingIds
 from backgpt.rank import Method, goodness, parts_of
 from backgpt.report import Bridged, Fidelity, Reranked, Seams, Speed
 from backgpt.score import context_size
+from backgpt.slices import finished
 
 CANDIDATES = 8  # beginnings that are ranked, one of them true
 SPEED_TOKENS = 128
@@ -184,14 +186,15 @@ def measure_bridges(
                 cut.opening, cut.ending, n=candidates, twin=other, seed=seed + number
             )[0]
             found[name].append(Cut(best.opening, best.middle, best.ending))
+    found["human, cut"] = [_cut_alike(model, twin, cut) for cut in cuts]
     surprise = {name: _surprise(twin, of) for name, of in found.items()}
     fit, likely = (
         {name: of(model, twin, found[name]) for name in ("bridge", "baseline")}
         for of in (_fit, _likely)
     )
 
-    def ratio(name: str) -> Estimate:
-        both = ([sum(pair) for pair in surprise[of]] for of in (name, "human"))
+    def ratio(name: str, over: str = "human") -> Estimate:
+        both = ([sum(pair) for pair in surprise[of]] for of in (name, over))
         return over_documents(*both, seed=seed)
 
     def wins(values: Mapping[str, Sequence[float]]) -> Estimate:
@@ -204,7 +207,9 @@ def measure_bridges(
         bridge=_seams(surprise["bridge"], seed),
         baseline=_seams(surprise["baseline"], seed),
         human=_seams(surprise["human"], seed),
+        human_cut=_seams(surprise["human, cut"], seed),
         ratio=ratio("bridge"),
+        ratio_cut=ratio("bridge", over="human, cut"),
         baseline_ratio=ratio("baseline"),
         wins=wins(fit),
         wins_whole=wins(likely),
@@ -227,6 +232,23 @@ def measure_speed(model: Model, texts: Sequence[str]) -> Speed:
     scores = model.score_all(texts[:SPEED_TEXTS])
     scored = sum(score.n_tokens for score in scores) / (time.perf_counter() - started)
     return Speed(one_stream=one, eight_streams=eight, scored=scored)
+
+
+def _cut_alike(model: Model, twin: Model, cut: Cut) -> Cut:
+    """Return a text joined to its own opening where a bridge would be, had `model` written it."""
+    ids = model.tokenizer.encode("".join(cut))
+    ids = ReadingIds(ids[: len(ids) - len(model.tokenizer.encode_fragment(cut.ending))])
+    text = Text(
+        text="".join(cut),
+        given=cut.ending,
+        finish_reason="stop",
+        logprob=0.0,
+        n_tokens=len(ids),
+        seed=0,
+        ids=model.language.order.to_model(ids),
+    )
+    [joined] = finished(join(model, twin, [text], cut.opening))
+    return Cut(joined.opening, joined.middle, joined.ending)
 
 
 def _surprise(twin: Model, cuts: Sequence[Cut]) -> list[tuple[float, float]]:

@@ -52,6 +52,8 @@ def twin_loss(pairs: Sequence[TwinScores], *, seed: int) -> TwinLoss:
     forward = [_mean(-s.logprob for s in of_text) for of_text in _by_text(pairs, "forward")]
     gap = [b - f for b, f in zip(backward, forward, strict=True)]
 
+    whole = [n for n, score in enumerate(first) if score.n_windows == 1]
+
     def ratio(amounts: Sequence[float], sizes: Sequence[float]) -> Estimate:
         return over_documents(amounts, sizes, seed=seed)
 
@@ -67,6 +69,9 @@ def twin_loss(pairs: Sequence[TwinScores], *, seed: int) -> TwinLoss:
         gap_bpb=ratio(gap, bits),
         gaps=tuple(pair.gap for pair in pairs),
         gap_over_seeds=over_seeds([pair.gap for pair in pairs]),
+        gap_of_whole=ratio([gap[n] for n in whole], [tokens[n] for n in whole])
+        if 1 < len(whole) < len(first)
+        else None,
     )
 
 

@@ -26,6 +26,7 @@ from backgpt.tokenizer import PAD, Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INT8_WEIGHTS = "model.int8.safetensors"
+STATE = "state.json"  # of a checkpoint: where its run was
 WEIGHTS_OF: dict[Storage, str] = {"float32": WEIGHTS, "int8": INT8_WEIGHTS}
 """The file with the weights, by how they are stored."""
 LATEST, BEST = "latest", "best"
@@ -50,13 +51,23 @@ HUGGING_FACE_NAMES = {
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a checkpoint has seen: steps, tokens, and the SHA-256 of the data that they are from."""
+
+    steps: int
+    tokens: int
+    data_sha256: str
+
+
+@dataclass(frozen=True)
 class ModelFolder:
     """What a model folder holds. `weights` maps Hugging Face names to float32 arrays.
 
     `hints` says that the model was trained to obey hints, `chat` that it was tuned on
     conversations, `storage` how the folder that it was read from keeps the weights. Read without
     `dequantize`, `weights` are as `quantize` has them. Of the family "transformers" they are not
-    read: each array has its shape and is full of NaN. `path` is the folder it was read from.
+    read: each array has its shape and is full of NaN. `path` is the folder it was read from,
+    `trained` is there if that is a checkpoint.
     """
 
     config: ModelConfig
@@ -69,6 +80,7 @@ class ModelFolder:
     storage: Storage = "float32"
     family: Family = "qwen3"
     path: Path | None = None
+    trained: Trained | None = None
 
     @property
     def languages(self) -> list[Language]:
@@ -143,7 +155,18 @@ def read_unverified(
         storage=values["storage"],
         family=values["family"],
         path=folder,
+        trained=_trained(folder),
     )
+
+
+def _trained(folder: Path) -> Trained | None:
+    if not (folder / STATE).is_file():
+        return None
+    state = read_json(folder / STATE)
+    try:
+        return Trained(int(state["step"]), int(state["tokens"]), str(state["data_sha256"]))
+    except (KeyError, TypeError, ValueError):  # somebody else's
+        return None
 
 
 def shape_of(values: Mapping[str, Any], *, origin: str) -> ModelConfig:

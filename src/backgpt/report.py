@@ -11,13 +11,15 @@ from backgpt.card import Obedience, Statistics
 from backgpt.config import Settings
 from backgpt.hints import Kind
 from backgpt.intervals import Estimate
+from backgpt.model_folder import Trained
 
 
 class TwinLoss(Settings):
     """What twins lose on the same texts; intervals are over documents.
 
     `gaps` has one entry a pair of twins; with several, trained with different seeds,
-    `gap_over_seeds` has the interval over those. `cut` texts were longer than the context.
+    `gap_over_seeds` has the interval over those. `cut` texts were longer than the context;
+    `gap_of_whole` is that of the others, if some were cut and two were not.
     """
 
     texts: int
@@ -31,6 +33,7 @@ class TwinLoss(Settings):
     gap_bpb: Estimate
     gaps: tuple[float, ...]
     gap_over_seeds: Estimate | None = None
+    gap_of_whole: Estimate | None = None
 
 
 class ContextGap(Settings):
@@ -111,11 +114,13 @@ class Seams(Settings):
 class Bridged(Settings):
     """Bridges from openings to endings of held-out texts, beside what people wrote between them.
 
-    `baseline` is the forward twin going on from the opening, cut and joined at its best place.
-    `ratio` is surprise behind the seams over that of people. `wins` is the share of bridges that
-    fit the given texts better than the baseline's do: log p of the opening by the backward model
-    and of the ending by its twin, given all else. `wins_whole` is the share likelier as a whole, by
-    both models and per token.
+    `baseline` is the forward twin going on from the opening, cut and joined at its best place;
+    `human_cut` are people's own texts, cut and joined to their own openings as bridges are: part of
+    how well a seam fits is that its place was chosen. `ratio` is surprise behind the seams over
+    that of people, `ratio_cut` over that of people's texts cut so. `wins` is the share of bridges
+    that fit the given texts better than the baseline's do: log p of the opening by the backward
+    model and of the ending by its twin, given all else. `wins_whole` is the share likelier as a
+    whole, by both models and per token.
     """
 
     texts: int
@@ -123,7 +128,9 @@ class Bridged(Settings):
     bridge: Seams
     baseline: Seams
     human: Seams
+    human_cut: Seams
     ratio: Estimate
+    ratio_cut: Estimate
     baseline_ratio: Estimate
     wins: Estimate
     wins_whole: Estimate
@@ -142,7 +149,9 @@ class ReportCard(Settings):
     """What was measured of a backward model and its forward twin on held-out texts.
 
     `context` is the most ids of a text that all models read at once. `unlike` says in what the
-    models differ besides direction. All but `speed` is the same when it is measured again.
+    models differ besides direction; `trained` what the model and its twin have seen, where it is
+    known. `reranked` is empty and `bridged` is None if that was not asked for. All but `speed` is
+    the same when it is measured again.
     """
 
     model: str
@@ -150,6 +159,7 @@ class ReportCard(Settings):
     data: str
     context: int
     unlike: tuple[str, ...] = ()
+    trained: tuple[Trained | None, Trained | None] = (None, None)
     seed: int
     loss: TwinLoss
     by_context: tuple[ContextGap, ...]
@@ -161,5 +171,5 @@ class ReportCard(Settings):
     obedience: Mapping[Kind, Obedience]
     unasked: Mapping[Kind, Obedience]
     reranked: tuple[Reranked, ...]
-    bridged: Bridged
+    bridged: Bridged | None
     speed: Speed

@@ -33,7 +33,7 @@ from backgpt.evaluate_twins import (
 )
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
 from backgpt.hints import Kind
-from backgpt.report import ReportCard
+from backgpt.report import ReportCard, Reranked
 from backgpt.score import context_size, score_texts
 
 KINDS: tuple[Kind, ...] = ("opening", "words", "length")
@@ -60,6 +60,10 @@ class Extent:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} = {value}: it must be {least} or more")
+        for name, least in _LEAST_BUT_NONE.items():
+            if 0 < getattr(self, name) < least:
+                value = getattr(self, name)
+                raise UsageError(f"{name} = {value}: it must be {least} or more, or 0 for none")
         if self.samples % self.endings:
             raise UsageError(
                 f"samples = {self.samples}: it must be a multiple of endings = {self.endings}"
@@ -70,12 +74,13 @@ _LEAST = {
     "samples": 1,
     "endings": len(FIXED_ENDINGS) + 2,  # an interval takes two from the texts
     "hinted": 0,
-    "ranked": CANDIDATES,
-    "bridged": 2,
+    "ranked": 0,
+    "bridged": 0,
     "candidates": 1,
     "by_context": 2,
     "max_new_tokens": 1,
 }
+_LEAST_BUT_NONE = {"ranked": CANDIDATES, "bridged": 2}
 
 
 def report_card(
@@ -106,8 +111,9 @@ def report_card(
         )
     written_toward = with_endings_that_fit(texts, model)
     endings = draw_endings(written_toward, extent.endings, seed=seed)
-    halves = halves_of(model, twin, choose(texts, extent.ranked, seed=seed + 2))
-    cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed)
+    ranked = choose(texts, extent.ranked, seed=seed + 2)
+    halves = halves_of(model, twin, ranked) if extent.ranked else []
+    cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed) if extent.bridged else []
 
     say(f"scoring {len(texts):,} texts both ways")
     whole = [_scores(pair, texts, context) for pair in pairs]
@@ -138,19 +144,24 @@ def report_card(
         told: _obedience(model, written_toward, extent, seed=seed, told=told, say=say)
         for told in (True, False)
     }
-    say("ranking beginnings")
-    reranked = (
-        *measure_reranking(model, twin, halves, given="half", seed=seed),
-        *measure_reranking(model, twin, halves, given="sentence", seed=seed),
-    )
-    say(f"bridging {extent.bridged} texts")
-    bridged = measure_bridges(model, twin, cuts, candidates=extent.candidates, seed=seed)
+    reranked: tuple[Reranked, ...] = ()
+    if halves:
+        say("ranking beginnings")
+        reranked = (
+            *measure_reranking(model, twin, halves, given="half", seed=seed),
+            *measure_reranking(model, twin, halves, given="sentence", seed=seed),
+        )
+    bridged = None
+    if cuts:
+        say(f"bridging {len(cuts)} texts")
+        bridged = measure_bridges(model, twin, cuts, candidates=extent.candidates, seed=seed)
     return ReportCard(
         model=names[0],
         twin=names[1],
         data=data,
         context=context,
-        unlike=_unlike(pairs),
+        unlike=unlike([one for pair in pairs for one in pair]),
+        trained=(model.trained, twin.trained),
         seed=seed,
         loss=twin_loss(whole, seed=seed),
         by_context=by_context,
@@ -187,12 +198,19 @@ def _check_fit(pairs: Sequence[tuple[Model, Model]]) -> None:
             )
 
 
-def _unlike(pairs: Sequence[tuple[Model, Model]]) -> tuple[str, ...]:
-    """Return in what the models differ besides direction: each setting and its values."""
-    models = [model for pair in pairs for model in pair]
-    traits = [
+def unlike(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return in what models differ besides direction: each trait and its values.
+
+    What they were trained on counts where it is known of all.
+    """
+    traits: list[dict[str, object]] = [
         {**asdict(model.config), "unit": model.unit, "hints": model.takes_hints} for model in models
     ]
+    trained = [model.trained for model in models if model.trained is not None]
+    if len(trained) == len(models):
+        for of, one in zip(traits, trained, strict=True):
+            of["training tokens"] = f"{one.tokens:,}"
+            of["training data"] = one.data_sha256[:12]
     return tuple(
         f"{name} = {', '.join(dict.fromkeys(str(of[name]) for of in traits))}"
         for name in traits[0]

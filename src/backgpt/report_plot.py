@@ -25,23 +25,28 @@ def plot_card(card: ReportCard) -> bytes:
     figure, axes = _figure(2, 2, size=(11, 8))
     _losses_by_context(axes[0][0], card.by_context)
     _gap_by_context(axes[0][1], card.by_context)
-    ranked = [(f"{one.method},\n{one.given}", one.first) for one in card.reranked]
-    _bars(axes[1][0], ranked, title="true beginning ranked first", colors=_by_method(ranked))
-    bridged = card.bridged
-    seams = [
-        (name, figures.both)
-        for name, figures in (
-            ("human", bridged.human),
-            ("bridge", bridged.bridge),
-            ("baseline", bridged.baseline),
+    if card.reranked:
+        ranked = [(f"{one.method},\n{one.given}", one.first) for one in card.reranked]
+        _bars(axes[1][0], ranked, title="true beginning ranked first", colors=_by_method(ranked))
+    if card.bridged is not None:
+        bridged = card.bridged
+        seams = [
+            (name, figures.both)
+            for name, figures in (
+                ("human", bridged.human),
+                ("human, cut", bridged.human_cut),
+                ("bridge", bridged.bridge),
+                ("baseline", bridged.baseline),
+            )
+        ]
+        _bars(
+            axes[1][1],
+            seams,
+            title="surprise behind the seams of bridges, nats per token",
+            colors=[GRAY, GRAY, BACKWARD, FORWARD],
         )
-    ]
-    _bars(
-        axes[1][1],
-        seams,
-        title="surprise behind the seams of bridges, nats per token",
-        colors=[GRAY, BACKWARD, FORWARD],
-    )
+    for left_out in (one for one in axes.flat if not one.has_data()):
+        left_out.set_visible(False)
     figure.suptitle(f"{card.model} on {card.data}")
     return _png(figure)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from backgpt.bridge import ACROSS
 from backgpt.card_text import share_of, statistics_rows
 from backgpt.intervals import Estimate
+from backgpt.model_folder import Trained
 from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranked, TwinLoss
 
 INTERVALS = (
@@ -28,6 +29,7 @@ def render_card(card: ReportCard) -> str:
         f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts; "
         f"context {card.context:,} tokens; seed {card.seed}. {INTERVALS}",
         "",
+        *_trained(card.trained),
         *_unlike(card.unlike),
         *_loss(card.loss),
         *_by_context(card.by_context),
@@ -69,6 +71,17 @@ def render_arrow(report: ArrowReport) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def _trained(trained: tuple[Trained | None, Trained | None]) -> Iterator[str]:
+    known = [
+        f"{way} {one.tokens:,} tokens of {one.data_sha256[:12]} in {one.steps:,} steps"
+        for way, one in zip(("backward", "forward"), trained, strict=True)
+        if one is not None
+    ]
+    if known:
+        yield f"Trained on: {'; '.join(known)}."
+        yield ""
+
+
 def _unlike(unlike: Sequence[str]) -> Iterator[str]:
     if unlike:
         yield f"**These are not twins**: they differ in {'; '.join(unlike)}."
@@ -98,6 +111,8 @@ def _loss(loss: TwinLoss) -> Iterator[str]:
     )
     if loss.cut:
         yield f"{loss.cut:,} of {loss.texts:,} texts were longer than the context and cut."
+    if loss.gap_of_whole is not None:
+        yield f"The gap of the others is {loss.gap_of_whole.show('+.4f')}."
     yield ""
 
 
@@ -152,6 +167,8 @@ def _obedience(card: ReportCard) -> Iterator[str]:
 
 
 def _reranked(found: Sequence[Reranked]) -> Iterator[str]:
+    if not found:
+        return
     yield from ("## Ranking", "")
     yield f"Which of {found[0].candidates} first halves of texts is the true one, given the second"
     yield "half of a text or only its last sentence; the gain is over the backward model alone:"
@@ -164,11 +181,15 @@ def _reranked(found: Sequence[Reranked]) -> Iterator[str]:
     yield ""
 
 
-def _bridged(bridged: Bridged) -> Iterator[str]:
+def _bridged(bridged: Bridged | None) -> Iterator[str]:
+    if bridged is None:
+        return
     yield from ("## Bridges", "")
     yield f"From the first to the last sentence of {bridged.texts} held-out texts, the best of"
     yield f"{bridged.candidates}; the baseline is the forward twin going on from the opening, cut"
-    yield "and joined where it fits best. Surprise to the forward twin, nats per token, at the"
+    yield "and joined where it fits best. A seam is chosen by that twin's own surprise, among other"
+    yield "things; people's texts with the same choice, joined to their own openings, are `human,"
+    yield "cut`. Surprise to the forward twin, nats per token, at the"
     yield f"first {ACROSS} tokens:"
     yield from ("", "| | behind the opening | in the ending | both | words |")
     yield "|---|---:|---:|---:|---:|"
@@ -176,13 +197,15 @@ def _bridged(bridged: Bridged) -> Iterator[str]:
         ("bridge", bridged.bridge),
         ("baseline", bridged.baseline),
         ("human", bridged.human),
+        ("human, cut", bridged.human_cut),
     ):
         figures = (seams.opening, seams.ending, seams.both)
         row = " | ".join(figure.show(".3f") for figure in figures)
         yield f"| {name} | {row} | {bridged.mean_words[name]:.0f} |"
     yield ""
     yield f"Surprise over that of people: bridge {percent(bridged.ratio)}, baseline"
-    yield f"{percent(bridged.baseline_ratio)}. In {percent(bridged.wins)} of the texts the bridge"
+    yield f"{percent(bridged.baseline_ratio)}; bridge over people's texts cut alike:"
+    yield f"{percent(bridged.ratio_cut)}. In {percent(bridged.wins)} of the texts the bridge"
     yield "fits opening and ending better than the baseline (log p of the opening by the backward"
     yield "model and of the ending by its twin, given all else); as a whole, by both models and per"
     yield f"token, it is the likelier text in {percent(bridged.wins_whole)}."

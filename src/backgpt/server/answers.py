@@ -140,11 +140,15 @@ class ScoredSpan(BaseModel):
 
 
 class ScoreTotal(BaseModel):
-    """What one direction finds of a whole text; `edge` is the marker at its far edge."""
+    """What one direction finds of a whole text; `edge` is the marker at its far edge.
+
+    A text that is longer than the model reads at once is scored in several windows.
+    """
 
     logprob: float
     n_tokens: int
     n_bytes: int
+    n_windows: int
     nats_per_token: float
     bits_per_byte: float | None
     edge: float

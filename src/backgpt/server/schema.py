@@ -236,6 +236,7 @@ class ScoreRequest(Body):
     model: str | None = None
     input: str | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MOST_TEXTS)]
     direction: Literal["backward", "forward", "both"] | None = None
+    overlap: int = Field(0, ge=0)
 
     @field_validator("input")
     @classmethod

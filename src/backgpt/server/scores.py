@@ -40,7 +40,7 @@ async def score(asked: ScoreRequest, request: Request, service: TheService) -> R
     if way is None and (model.language.told or asked.direction == "both"):
         models.append(model.turned())
     ids = await run_in_threadpool(_encoded, model, texts)
-    scores = await service.work_out(request, _scored(models, texts, ids))
+    scores = await service.work_out(request, _scored(models, texts, ids, overlap=asked.overlap))
     answer = await run_in_threadpool(_told, name, models, texts, ids, scores)
     return Response(answer, media_type="application/json")
 
@@ -79,7 +79,7 @@ def _encoded(model: Model, texts: Sequence[str]) -> list[ReadingIds]:
 
 
 def _scored(
-    models: Sequence[Model], texts: Sequence[str], ids: Sequence[ReadingIds]
+    models: Sequence[Model], texts: Sequence[str], ids: Sequence[ReadingIds], *, overlap: int
 ) -> Slices[list[list[Score]]]:
     """Score all texts with each of the models, slice by slice."""
     scores = []
@@ -88,7 +88,12 @@ def _scored(
         scores.append(
             (
                 yield from score_in_slices(
-                    model.engine, model.language, ids, sizes, together=IDS_IN_A_SLICE
+                    model.engine,
+                    model.language,
+                    ids,
+                    sizes,
+                    together=IDS_IN_A_SLICE,
+                    overlap=overlap,
                 )
             )
         )
@@ -123,6 +128,7 @@ def _total(score: Score) -> ScoreTotal:
         logprob=score.logprob,
         n_tokens=score.n_tokens,
         n_bytes=score.n_bytes,
+        n_windows=score.n_windows,
         nats_per_token=score.loss,
         bits_per_byte=None if math.isnan(bits) else bits,
         edge=score.edge,
