@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -287,7 +288,10 @@ def test_what_was_not_obeyed_is_told_beside_the_texts(
     assert command(*options[:-1], "--length=short") == 0
     assert capsys.readouterr().err == ""
     assert command(*options, "--order=model") == 0
-    assert "not obeyed: length;" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.search(r"not obeyed: length \(\d+ words; long is more than 180\);", told)
+    assert command(*options[:-1], "--words=zebra,Snow Blue Sky,end") == 0
+    assert "not obeyed: words (missing: zebra, Snow Blue Sky);" in capsys.readouterr().err
 
 
 def test_hints_change_what_sample_writes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import backgpt
 from backgpt import run_folder
 from backgpt.checkpoint import checkpoints
 from backgpt.cli import main
-from backgpt.cli.growing import lines_from_end
+from backgpt.cli.growing import lines_from_end, show_growing
 from backgpt.config import TrainConfig, to_toml
 from backgpt.run import RunResult
 from backgpt.shape import PRESETS
@@ -196,6 +196,38 @@ def test_an_output_that_a_caller_has_put_in_place_is_written_to(
     assert output.getvalue() == f"{backgpt.__version__}\n"
 
 
+def test_a_text_that_has_grown_has_no_line_breaks_but_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    pieces = ["to the park and saw a dog.\n\nThey played. ", "Once there was a cat who ran "]
+    for leftward in (True, False):
+        text = "".join(pieces[::-1] if leftward else pieces)
+        shown = show_growing(iter(pieces), leftward=leftward, label="user: ")
+        assert shown == text
+        assert capsys.readouterr().out == f"user: {text}\n"
+
+
+def test_a_seed_that_was_drawn_is_told_and_writes_the_same_again(run: Path) -> None:
+    command = ("sample", "--model", run, "--ending=The end.", "--max-new-tokens=9", "-n", "2")
+    done = backgpt_command(*command)
+    found = re.fullmatch(r"backgpt: --seed (\d+) writes this again\n", done.stderr)
+    assert found is not None
+    again = backgpt_command(*command, "--seed", found[1])
+    assert (again.stdout, again.stderr) == (done.stdout, "")
+    assert backgpt_command(*command, "--json").stderr == ""
+
+
+def test_a_text_that_found_no_beginning_is_told(run: Path) -> None:
+    command = ("sample", "--model", run, "--ending=The end.", "--seed=1")
+    record = json.loads(backgpt_command(*command, "--json").stdout)
+    assert record["finish_reason"] == "length"
+    assert "backgpt: 1 of 1 cut before the beginning: the model reads at most" in (
+        backgpt_command(*command).stderr
+    )
+    assert backgpt_command(*command, "--max-new-tokens=3").stderr == ""
+
+
 def test_many_samples_are_set_apart(run: Path) -> None:
     done = backgpt_command(
         "sample", "--model", run, "--ending", "The end.", "--max-new-tokens=5", "-n", "3"
@@ -326,7 +358,7 @@ def test_a_bridge_has_both_texts_byte_for_byte() -> None:
 def test_what_a_bridge_does_not_obey_is_told() -> None:
     options = [*BOTH_WAYS, "--best-of=2", "--opening=One day,", "--ending=ran.", "--length=long"]
     done = backgpt_command(*options)
-    assert "not obeyed: length;" in done.stderr
+    assert re.search(r"not obeyed: length \(\d+ words; long is more than 180\);", done.stderr)
     [record] = map(json.loads, backgpt_command(*options, "--json").stdout.splitlines())
     assert record["asked"] == {"length": "long"}
     assert record["obeyed"] == {"length": False}
@@ -789,7 +821,7 @@ def test_sampling_needs_torch_only_without_the_native_engine(run: Path) -> None:
     assert_refused(run_without((native,), *sample, "--engine", "native"), 2, "C++ compiler")
     in_torch = run_without((native,), *sample)
     assert in_torch.returncode == 0
-    [notice] = in_torch.stderr.splitlines()
+    notice, _ = in_torch.stderr.splitlines()
     assert "no native engine" in notice
     if find_spec(native):
         assert run_without(("torch",), *sample).returncode == 0

@@ -137,7 +137,7 @@ def test_a_chat_on_a_terminal(terminal: Terminal, run: Path, tmp_path: Path) -> 
     first = terminal.say("The dog.")
     list(session.say("The dog."))
     question = session.transcript[0].text
-    assert flat(f"user: {question}") in flat(first)
+    assert flat(f"it asks: {question}") in flat(first)
 
     terminal.say("/retry")
     list(session.retry())

@@ -62,8 +62,13 @@ def test_obedience_is_judged_by_whole_words_in_any_case() -> None:
         ("!!", "Oh no!", False),
         ("c++", "In C++.", True),
         ("c.t", "A cat.", False),
-        ("red 7", "A red car with 7 seats.", True),
-        ("red 7", "A red car with 8 seats.", False),
+        ("red 7", "A red 7.", True),
+        ("red 7", "A red car with 7 seats.", False),
+        ("Snow White", "There was snow\nwhite as milk.", True),
+        ("snow  white", "It was Snow White!", True),
+        ("Snow White", "The white snow.", False),
+        ("Snow White", "The snow was white, and snow white-ish, snow whiter.", True),
+        ("Snow White", "A snow, white and whiter. Snow whites.", False),
     ],
 )
 def test_words_that_are_not_letters_only_count_as_well(word: str, text: str, obeyed: bool) -> None:

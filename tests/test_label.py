@@ -427,16 +427,19 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_command_labels_a_file_and_goes_on(run: Path, texts: list[str], tmp_path: Path) -> None:
     source, out = tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl"
-    source.write_text("".join(json.dumps({"story": text[:100]}) + "\n" for text in texts[:6]))
+    some = [*(text[:100] for text in texts[:5]), "", texts[5][:100]]
+    source.write_text("".join(json.dumps({"story": text}) + "\n" for text in some))
     options = [source, "--out", out, "--model", run, "--field=story", "--candidates=2"]
     options += ["--max-new-tokens=100", "--batch-size=2", "--threshold=-9"]
     done = command(*options, "--limit=2")
     assert done.returncode == 0, done.stderr
-    assert "of 2 texts kept" in done.stdout
+    assert " of 2; " in done.stdout
+    assert "empty" not in done.stdout
     done = command(*options)
     assert done.stdout.startswith(f"{out}: ")
-    assert "of 6 texts kept" in done.stdout
-    assert "texts, " in done.stderr
+    assert " of 6; " in done.stdout
+    assert done.stdout.endswith("; not counted: 1 empty\n")
+    assert " read, " in done.stderr
     state = json.loads((tmp_path / "pairs.jsonl.state").read_text())
     assert state["settings"]["score"] == "forward"
     assert state["n_kept"] == len(lines(out))

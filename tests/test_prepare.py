@@ -401,7 +401,7 @@ def test_a_corpus_too_small_for_the_vocabulary_says_so(corpus: Path, tmp_path: P
 def test_an_empty_validation_split_says_so(corpus: Path, tmp_path: Path) -> None:
     report = run(corpus, tmp_path / "out", valid_fraction=0)
     assert open_dataset(tmp_path / "out").valid == ()
-    assert any("validation" in note for note in report.notes)
+    assert any("--valid-fraction" in note for note in report.notes)
 
 
 def test_no_training_text_is_an_error(corpus: Path, tmp_path: Path) -> None:
@@ -491,3 +491,18 @@ def test_peek_shows_documents_in_both_orders(corpus: Path, tmp_path: Path) -> No
 def test_the_builtin_corpus_can_be_prepared(tmp_path: Path) -> None:
     report = prepare(["builtin"], tmp_path / "out", vocab_size=400)
     assert report.train.documents > 10
+
+
+def test_a_long_file_of_text_that_is_one_document_is_told(tmp_path: Path) -> None:
+    novel, lines = tmp_path / "novel.txt", tmp_path / "novel.jsonl"
+    text = "".join(f"He ran {n} miles.\n\n" for n in range(3_000))
+    novel.write_text(text)
+    lines.write_text(json.dumps({"text": text}) + "\n")
+    for source, separator, is_told in (
+        (novel, None, True),
+        (novel, "\n\n", False),
+        (lines, None, False),  # where nothing would be split
+    ):
+        out = tmp_path / f"out-{source.suffix}-{bool(separator)}"
+        report = run(source, out, vocab_size=300, separator=separator)
+        assert any("--separator" in note for note in report.notes) == is_told

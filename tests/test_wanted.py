@@ -18,6 +18,7 @@ from backgpt.wanted import (
     BIAS,
     FIRST_OF_MANY,
     NEARLY,
+    NEXT_WORD,
     TOO_LONG,
     TOO_SHORT,
     Wanted,
@@ -103,6 +104,49 @@ def test_it_may_have_a_capital_or_be_as_it_was_given(tokenizer: Tokenizer) -> No
         assert not pushed(wanted, tokenizer)
 
 
+@pytest.mark.parametrize(("direction", "unit"), WAYS)
+def test_of_several_words_the_next_one_is_much_likelier_and_all_must_follow(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    backward = direction == "backward"
+    wanted = wanted_in(language, "So.", "zebra dog")
+    parts = [language.word_ids(word).tolist() for word in ("zebra", "dog")]
+    first, second = parts[::-1] if backward else parts
+    biases = [BIAS if len(first) == 1 else FIRST_OF_MANY, *[BIAS] * (len(first) - 1)]
+    biases += [NEXT_WORD] * len(second)
+    for apart in (" dog zebra", " zebra. dog", " zebra red dog"):
+        take(wanted, language, apart)
+        take(wanted, language, " so")
+        assert pushed(wanted, tokenizer)
+    for id_, bias in zip([*first, *second], biases, strict=True):
+        assert pushed(wanted, tokenizer)[id_] == bias
+        wanted.take(id_)
+    take(wanted, language, " so")
+    assert not pushed(wanted, tokenizer)
+
+
+@pytest.mark.parametrize(("direction", "unit"), WAYS)
+def test_several_words_may_end_in_the_given_text(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    given, written = "dog ran.", " red"
+    if direction == "forward":
+        given, written = "The red", " dog."
+    wanted = wanted_in(language, given, "red dog")
+    take(wanted, language, written)
+    take(wanted, language, " so")
+    assert not pushed(wanted, tokenizer)
+
+
+def test_a_name_of_several_words_is_spelled_as_it_is(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "forward", "token")
+    first = language.word_ids("Mctavish")[0]
+    assert set(pushed(wanted_in(language, "So.", "Mctavish Ann"), tokenizer)) == {first}
+    assert len(pushed(wanted_in(language, "So.", "Mctavish ann"), tokenizer)) == 2
+
+
 def test_a_capital_that_would_be_another_word_is_left_out(tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "forward", "token")
     ids = language.word_ids("\xdfeta").tolist()
@@ -159,7 +203,8 @@ def test_a_part_of_a_longer_word_is_not_the_word(
 @pytest.mark.parametrize("hints", [True, False])
 def test_what_the_given_text_has_is_not_wanted(tokenizer: Tokenizer, *, hints: bool) -> None:
     model = tiny_model(tokenizer, hints=hints)
-    assert model.prompt("The cat.", words=["Cat the", "dog"]).words == ("dog",)
+    assert model.prompt("The cat.", words=["the  Cat", "dog"]).words == ("dog",)
+    assert model.prompt("The cat.", words=["cat the"]).words == ("cat the",)
 
 
 def test_a_model_without_hints_is_not_told(tokenizer: Tokenizer) -> None:

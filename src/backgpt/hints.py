@@ -38,8 +38,8 @@ _PROBABILITY: dict[Kind, float] = {"opening": 0.4, "words": 0.5, "length": 0.4}
 class Hints:
     """What is asked of a text: how it begins, words it must hold, how long it is.
 
-    White space divides words. Raises UsageError for a length that is none of `LENGTHS`, an empty
-    opening or word, or more than 16 words.
+    Of `words` one may be several that follow each other, such as a name. Raises UsageError for a
+    length that is none of `LENGTHS`, an empty opening or word, or more than 16 words in all.
     """
 
     opening: str | None = None
@@ -53,8 +53,9 @@ class Hints:
             raise UsageError("the opening is empty: give some words, or leave it out")
         if any(not word.strip() for word in self.words):
             raise UsageError(f"words = {', '.join(self.words)!r}: one of them is empty")
-        if len(self.each_word) > MOST_ASKED:
-            raise UsageError(f"{len(self.each_word)} words: ask for at most {MOST_ASKED}")
+        count = len(" ".join(self.each_word).split())
+        if count > MOST_ASKED:
+            raise UsageError(f"{count} words: ask for at most {MOST_ASKED}")
 
     def __bool__(self) -> bool:
         return self != NO_HINTS
@@ -92,8 +93,8 @@ class Hints:
 
     @property
     def each_word(self) -> tuple[str, ...]:
-        """The words, divided at white space, each once."""
-        return tuple(dict.fromkeys(" ".join(self.words).split()))
+        """The words, each once, with one space between several that follow each other."""
+        return tuple(dict.fromkeys(" ".join(word.split()) for word in self.words))
 
 
 NO_HINTS = Hints()
@@ -145,12 +146,14 @@ def draw_hints(text: str, random: np.random.Generator) -> Hints:
 def occurs(word: str, lowered: str) -> bool:
     """Return whether a word, whatever its case, occurs as a whole in a text in lower case.
 
-    What is not letters only, such as `r2d2` or `3`, must have no letter or digit joined on.
+    What is not letters only, such as `r2d2` or `3`, must have no letter or digit joined on. Of
+    several words that follow each other the white space between them may be any.
     """
     word = word.lower()
-    if word not in lowered:
+    parts = word.split()
+    if any(part not in lowered for part in parts):
         return False
     if _WORD.fullmatch(word):
         return word in words_of(lowered)
     before, after = r"(?:(?<!\w)|(?!\w))", r"(?:(?!\w)|(?<!\w))"  # nothing joins on a mark
-    return re.search(before + re.escape(word) + after, lowered) is not None
+    return re.search(before + r"\s+".join(map(re.escape, parts)) + after, lowered) is not None

@@ -44,6 +44,7 @@ from backgpt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 
 DATASET_FILE = "dataset.json"
 FORMAT = 1
+LONG_BYTES = 30_000  # of a document: some 8,000 ids
 SAMPLE_BYTES = 64 << 20
 """Text that a tokenizer is trained on, at most."""
 
@@ -362,7 +363,20 @@ def _report(
             f"The text is too small for {wanted} ids: the tokenizer has {tokenizer.vocab_size}."
         )
     if not counts["valid"].documents:
-        notes.append("No document fell into the validation split: give a validation set.")
+        notes.append(
+            "No document fell into the validation split, without which a run knows neither its "
+            "loss nor its best checkpoint: name texts with --valid, or give a larger "
+            "--valid-fraction."
+        )
+    documents = sum(split.documents for split in counts.values())
+    mean = sum(split.text_bytes for split in counts.values()) // max(documents, 1)
+    files = (path for source, _ in stream.sources for path in source.files)
+    if mean > LONG_BYTES and any(path.suffix == ".txt" for path in files):
+        notes.append(
+            f"A document has {mean:,} bytes in the mean, of which a model sees a piece at a time "
+            "and few beginnings and endings: say with --separator what stands between texts "
+            "(\\n\\n is an empty line)."
+        )
     return PrepareReport(
         out=out,
         vocab_size=tokenizer.vocab_size,

@@ -18,9 +18,10 @@ from backgpt.language import Language, Prompt
 from backgpt.sampling import Floats
 from backgpt.tokenizer import joins_left
 
-BIAS, FIRST_OF_MANY = 6.0, 4.0
-"""Nats that are added to the logit of an id; the latter to the first drawn of several, which many
-other words may have, as nearly anything can stand before `ing`. LOG.md has what others do."""
+BIAS, FIRST_OF_MANY, NEXT_WORD = 6.0, 4.0, 14.0
+"""Nats that are added to the logit of an id. The second to the first drawn of a word of several,
+which many other words may have, as nearly anything can stand before `ing`; the third where one word
+that is to be followed by another is written. LOG.md has what others do."""
 TOO_SHORT, TOO_LONG = -10.0, 12.0
 """Nats that are added to the logit of the edge. LOG.md has what others do."""
 NEARLY = 60
@@ -28,7 +29,8 @@ NEARLY = 60
 
 _OPENING, _CLOSING, _ENDS = tuple("\"'“‘«„"), "\"'”’»", tuple(".!?…。！？")
 
-_Ids = tuple[int, ...]
+_Spelling = tuple[tuple[int, float], ...]
+"""The ids of a word in model order, each with what is added to its logit."""
 
 
 class Wanted(ABC):
@@ -41,6 +43,7 @@ class Wanted(ABC):
         self._bytes = language.tokenizer.token_bytes
         self._starts_group = language.tokenizer.starts_group
         self._leftward = language.leftward
+        self._backward = language.direction == "backward"
         self._group = b""
         for id_ in prompt.ids[prompt.n_first :].tolist():
             self._follow(id_)
@@ -83,8 +86,10 @@ class WantedWords(Wanted):
 
     def __init__(self, language: Language, prompt: Prompt) -> None:
         self._missing = {word: _spellings(language, word) for word in prompt.words}
+        self._n_before = max(len(word.split()) for word in prompt.words) - 1
+        self._before: tuple[str, ...] = ()  # words that several which follow each other may end in
         super().__init__(language, prompt)
-        self._begun: list[tuple[_Ids, int]] = []  # with how many of its ids are drawn
+        self._begun: list[tuple[_Spelling, int]] = []  # with how many of its ids are drawn
         self._beginnings = self._may_begin()
 
     def push(self, logits: Floats) -> Floats:
@@ -92,36 +97,44 @@ class WantedWords(Wanted):
         if not self._missing:
             return logits
         added: dict[int, float] = {}
-        for ids in self._beginnings:
-            added[ids[0]] = max(added.get(ids[0], 0.0), BIAS if len(ids) == 1 else FIRST_OF_MANY)
-        added |= {ids[n_drawn]: BIAS for ids, n_drawn in self._begun}
+        for spelling, n_drawn in [*((one, 0) for one in self._beginnings), *self._begun]:
+            id_, bias = spelling[n_drawn]
+            added[id_] = max(added.get(id_, 0.0), bias)
         pushed = logits.copy()
         pushed[list(added)] += list(added.values())
         return pushed
 
     def take(self, id_: int) -> None:
         """Take the id that was drawn."""
-        begun = [(ids, n + 1) for ids, n in self._begun if ids[n] == id_]
-        begun += [(ids, 1) for ids in self._beginnings if ids[0] == id_]
-        self._begun = [(ids, n) for ids, n in begun if n < len(ids)]
+        begun = [*self._begun, *((one, 0) for one in self._beginnings)]
+        begun = [(one, n + 1) for one, n in begun if one[n][0] == id_]
+        self._begun = [(one, n) for one, n in begun if n < len(one)]
         self._follow(id_)
         self._beginnings = self._may_begin()
 
-    def _may_begin(self) -> list[_Ids]:
+    def _may_begin(self) -> list[_Spelling]:
         """Return the spellings that may begin here, of words that are not just being written."""
         group = _text(self._group).lower()
         if self._leftward and joins_left(group):
             return []
+        written = "".join(self._with_last(group))
         return [
-            ids
+            one
             for word, spellings in self._missing.items()
-            if not occurs(word, group)
-            for ids in spellings
+            if not occurs(word, written)
+            for one in spellings
         ]
 
     def _end_group(self, group: str) -> None:
-        lowered = group.lower()
-        self._missing = {w: ids for w, ids in self._missing.items() if not occurs(w, lowered)}
+        last = self._with_last(group.lower())
+        written = "".join(last)
+        self._missing = {w: of for w, of in self._missing.items() if not occurs(w, written)}
+        kept = len(last) - self._n_before
+        self._before = last[: self._n_before] if self._backward else last[max(kept, 0) :]
+
+    def _with_last(self, group: str) -> tuple[str, ...]:
+        """Return a word and those next to it that may make several together, in reading order."""
+        return (group, *self._before) if self._backward else (*self._before, group)
 
 
 class WantedLength(Wanted):
@@ -130,7 +143,6 @@ class WantedLength(Wanted):
     def __init__(self, language: Language, prompt: Prompt, length: Length) -> None:
         self._least, self._most = range_of(length)
         self._edges = list(prompt.stops.later)
-        self._backward = language.direction == "backward"
         self._n_words, self._n_quotes, self._last = 0, 0, ""
         super().__init__(language, prompt)
 
@@ -164,11 +176,24 @@ class WantedLength(Wanted):
         self._last = group
 
 
-def _spellings(language: Language, word: str) -> tuple[_Ids, ...]:
-    """Return the ids, in model order, of a word as it is, in lower case and with a capital."""
-    spelled = dict.fromkeys((word, word.lower(), word[:1].upper() + word[1:].lower()))
+def _spellings(language: Language, word: str) -> tuple[_Spelling, ...]:
+    """Return how a word is spelled: as it is, in lower case and with a capital.
+
+    A name of several words is only spelled as it is.
+    """
+    spelled = {word: None}
+    if all(later == later.lower() for later in word.split()[1:]):
+        spelled |= dict.fromkeys((word.lower(), word[:1].upper() + word[1:].lower()))
     same = [one for one in spelled if occurs(word, one.lower())]  # the capital of ß is SS
-    return tuple(tuple(language.word_ids(one).tolist()) for one in same)
+    return tuple(_spelling(language, one) for one in same)
+
+
+def _spelling(language: Language, word: str) -> _Spelling:
+    ids = language.word_ids(word).tolist()
+    n_first = len(language.word_ids(word.split()[-1 if language.direction == "backward" else 0]))
+    first = BIAS if n_first == 1 else FIRST_OF_MANY
+    biases = [first, *[BIAS] * (n_first - 1), *[NEXT_WORD] * (len(ids) - n_first)]
+    return tuple(zip(ids, biases, strict=True))
 
 
 def _text(data: bytes) -> str:

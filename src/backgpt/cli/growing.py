@@ -6,21 +6,20 @@ from collections.abc import Iterator
 def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> str:
     """Show `text` as pieces join it, and return it whole.
 
-    Leftward, lines fill from the end: what stands there stays. When it is finished the `label`
-    stands in front of it.
+    Leftward, lines fill from the end: what stands there stays. When it is finished the terminal
+    wraps it, so that no line break is copied that is not in it; the `label` stands in front.
     """
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text as Lines
 
     console = Console(highlight=False)
-    with Live(console=console, vertical_overflow="crop") as live:
+    with Live(console=console, vertical_overflow="crop", transient=True) as live:
         for piece in pieces:
             text = piece + text if leftward else text + piece
             shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
             live.update(Lines(shown, justify="right" if leftward else "left"))
-        live.vertical_overflow = "visible"
-        live.update(Lines(label + text))
+    print(label + text, flush=True)
     return text
 
 

@@ -85,7 +85,7 @@ def label(
     with LabelProgress() as progress:
 
         def report(state: LabelState) -> None:
-            figures = f"{state.n_texts:,} texts, {state.n_kept:,} kept"
+            figures = f"{state.n_texts:,} read, {state.n_kept:,} kept"
             if limit is not None:
                 progress.update(figures, state.n_texts, limit)
             else:
@@ -101,6 +101,7 @@ def label(
             report=report,
         )
     print(
-        f"{out}: {done.n_kept:,} of {done.n_texts:,} texts kept; {done.n_below:,} below the "
-        f"threshold, {done.n_unasked:,} without a finished question, {done.n_too_long:,} too long"
+        f"{out}: kept {done.n_kept:,} of {done.n_texts:,}; {done.n_below:,} below the threshold, "
+        f"{done.n_unasked:,} without a finished question, {done.n_too_long:,} too long"
+        + (f"; not counted: {tally.empty:,} empty" if tally.empty else "")
     )

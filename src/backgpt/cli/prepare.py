@@ -32,7 +32,11 @@ def prepare(
     valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
     field: TextField = "text",
     separator: Annotated[
-        str | None, Option(help="Splits a .txt file into documents; \\n is a line break.")
+        str | None,
+        Option(
+            help="Splits a .txt file into documents, which otherwise is one, or is split at "
+            "<|endoftext|>; \\n is a line break."
+        ),
     ] = None,
     workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
     cache: Annotated[Path | None, Option(help="Where downloads are kept.")] = None,

@@ -1,7 +1,9 @@
 """`backgpt sample`: write the text that leads to an ending, and other things between two texts."""
 
+import secrets
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
@@ -27,6 +29,7 @@ from backgpt.cli.written import (
     record_of_surrounded,
     record_of_text,
     record_of_verse,
+    tell_what_was_cut,
     tell_what_was_not_obeyed,
 )
 
@@ -69,10 +72,11 @@ def sample(
         int | None, Option(help="How many lines --rhyme writes; 4 if none is given.")
     ] = None,
     words: Annotated[
-        str | None, Option(help="Words that should occur, with commas between: cake,dog.")
+        str | None, Option(help="Words that should occur, with commas between: cake,Snow White.")
     ] = None,
     length: Annotated[
-        Literal["short", "medium", "long"] | None, Option(help="How long the text should be.")
+        Literal["short", "medium", "long"] | None,
+        Option(help="How long the text should be: up to 130 words, up to 180, or more."),
     ] = None,
     prompt: Annotated[
         str | None, Option(help="The given text, whichever way the model runs; - reads it.")
@@ -190,7 +194,13 @@ def sample(
     if kind == "text" and asked.ending is None and asked.opening is not None and direction is None:
         loaded = _going_on(loaded)
     write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
-    write(loaded, other, asked, sampling)
+    if asked.seed is not None:
+        write(loaded, other, asked, sampling)
+        return
+    drawn = secrets.randbits(32)
+    write(loaded, other, replace(asked, seed=drawn), sampling)
+    if not as_json:  # which has that of each text
+        print(f"backgpt: --seed {drawn} writes this again", file=sys.stderr)
 
 
 def _going_on(model: "Model") -> "Model":
@@ -242,6 +252,8 @@ def _text(model: "Model", twin: "Model | None", asked: SampleOptions, sampling: 
     )
     if not asked.as_json:
         tell_what_was_not_obeyed(hints, [text.text for text in texts])
+        if asked.max_new_tokens is None:
+            tell_what_was_cut(texts, model=model)
 
 
 def _bridge(

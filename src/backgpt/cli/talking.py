@@ -27,6 +27,8 @@ HELP = """\
 /context TEXT           begin a new conversation, about this or about nothing
 /help                   this list
 /quit                   the end, as Ctrl-D; Ctrl-C stops a message, or drops the line"""
+WRITES = {"ask": "it asks", "reply": "it answers"}
+"""What its messages are called in a mode where it has one role."""
 DOES = {
     "ask": "you answer, it asks",
     "rewind": "you say how it ends, it writes what came before",
@@ -110,7 +112,8 @@ class _Chat:
             with closing(pieces):
                 for (_, role), message in groupby(pieces, lambda piece: (piece.turn, piece.role)):
                     texts = (piece.text for piece in message)
-                    show_growing(texts, leftward=True, label=f"{role}: ")
+                    label = WRITES.get(self._session.mode, role)
+                    show_growing(texts, leftward=True, label=f"{label}: ")
                     n_shown += 1
         except KeyboardInterrupt:
             _tell("stopped; /retry tries again")

@@ -51,13 +51,41 @@ def tell_what_was_not_obeyed(hints: "Hints", texts: Sequence[str]) -> None:
     if not failed:
         return
     kinds = ", ".join(
-        str(kind) if len(texts) == 1 else f"{kind} by {count} of {len(texts)}"
+        f"{kind}{_but(hints, kind, texts[0])}"
+        if len(texts) == 1
+        else f"{kind} by {count} of {len(texts)}"
         for kind, count in failed.items()
     )
     print(
         f"backgpt: not obeyed: {kinds}; --best-of writes more and keeps what obeys most",
         file=sys.stderr,
     )
+
+
+def tell_what_was_cut(texts: "Sequence[Text]", *, model: "Model") -> None:
+    """Say on standard error how many texts were cut where the model reads no more."""
+    count = sum(text.finish_reason == "length" for text in texts)
+    if count:
+        edge = "beginning" if model.direction == "backward" else "end"
+        print(
+            f"backgpt: {count} of {len(texts)} cut before the {edge}: the model reads at most "
+            f"{model.engine.block_size} ids",
+            file=sys.stderr,
+        )
+
+
+def _but(hints: "Hints", kind: str, text: str) -> str:
+    """Return what is wrong with a text that does not obey: which words it lacks, its length."""
+    from backgpt.hints import range_of, words_of
+
+    if kind == "words":
+        return f" (missing: {', '.join(hints.missing_words(text))})"
+    if kind == "length" and hints.length is not None:
+        least, most = range_of(hints.length)
+        limits = f"more than {least - 1}" if most == float("inf") else f"at most {most}"
+        limits = f"{least} to {most}" if least and most != float("inf") else limits
+        return f" ({len(words_of(text))} words; {hints.length} is {limits})"
+    return ""
 
 
 def record_of_text(model: "Model", text: "Text", hints: "Hints", speed: float | None) -> Record:

@@ -173,8 +173,7 @@ class Upstream:
                 "later": list(stops.later),
                 "begins_word": job.prompt.begins_word,
             }
-            words = [" ".join(job.prompt.words)] if job.prompt.words else []
-            wanted = {"words": words, "length": job.prompt.length}
+            wanted = {"words": list(job.prompt.words), "length": job.prompt.length}
             ours = {"raw": raw, "direction": job.language.direction, **wanted}
             return {**body, "backgpt": ours}
         tokenizer = job.language.tokenizer
