@@ -1,5 +1,6 @@
 """Scores and alternatives over HTTP, and what the models are."""
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -160,7 +161,27 @@ def test_what_could_never_fit_is_refused_before_it_is_cut_into_ids(
         monkeypatch.setattr(Tokenizer, name, only_short(getattr(Tokenizer, name)))
     answer = post(address, f"/v1/{path}", **body)
     assert answer.status_code == 400, answer.text
-    assert "the model reads at most 256" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "the model reads at most 256" in message
+    assert message.endswith(": give a shorter one")
+
+
+def test_a_text_that_could_never_fit_is_told_how_much_of_it_would(
+    address: str, model: Model
+) -> None:
+    """What is told is found in a part of it: about so many characters do fit, and twice not."""
+    text = "The little fox ran home. " * 4000
+    body = {"messages": [{"role": "assistant", "content": text}]}
+    message = post(address, "/v1/chat/completions", **body).json()["error"]["message"]
+    told = re.fullmatch(
+        r"the given text is 100,000 characters long, the model reads at most 256 ids, "
+        r"here about ([\d,]+) characters: give a shorter one",
+        message,
+    )
+    assert told
+    about = int(told[1].replace(",", ""))
+    assert len(model.tokenizer.encode(text[: about * 9 // 10])) <= 256
+    assert len(model.tokenizer.encode(text[: about * 2])) > 256
 
 
 def test_alternatives_are_those_of_python(address: str, model: Model) -> None:

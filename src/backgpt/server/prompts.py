@@ -44,11 +44,15 @@ class Given:
 
 def check_length(model: Model, *texts: str | None, param: str) -> None:
     """Raise ApiError for texts of more characters than could ever be read, before they are cut."""
-    size, count = model.engine.block_size, sum(len(text) for text in texts if text)
+    size, given = model.engine.block_size, [text for text in texts if text]
+    count = sum(map(len, given))
     if count > size and count > size * max(map(len, model.tokenizer.token_bytes)):
+        sample = max(given, key=len)[:size]
+        about = size * len(sample) // len(model.tokenizer.encode(sample))
         raise ApiError(
             400,
-            f"{count:,} characters: the model reads at most {size} ids",
+            f"the given text is {count:,} characters long, the model reads at most {size} ids, "
+            f"here about {round(about, 2 - len(str(about))):,} characters: give a shorter one",
             param=param,
             code=TOO_LONG,
         )
@@ -143,7 +147,8 @@ def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Gi
     if len(ids) > size:
         raise ApiError(
             400,
-            f"{len(ids):,} ids: the model reads at most {size}",
+            f"the given text is {len(ids):,} ids long, the model reads at most {size}: "
+            "give a shorter one",
             param="prompt",
             code=TOO_LONG,
         )
