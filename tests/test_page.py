@@ -161,7 +161,7 @@ def written(
     *pieces: str,
     finish: str = "stop",
     index: int = 0,
-    obeyed: Mapping[str, bool | None] | None = None,
+    obeyed: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Return the events of a story in the order in which it is written."""
     chunks: list[Any] = [{"index": index, "text": piece, "finish_reason": None} for piece in pieces]
@@ -169,9 +169,7 @@ def written(
     return [{"choices": [chunk]} for chunk in [*chunks, last]]
 
 
-def story(
-    *pieces: str, finish: str = "stop", obeyed: Mapping[str, bool | None] | None = None
-) -> Answer:
+def story(*pieces: str, finish: str = "stop", obeyed: Mapping[str, Any] | None = None) -> Answer:
     return Answer(events=[*written(*pieces, finish=finish, obeyed=obeyed), "[DONE]"])
 
 
@@ -1164,34 +1162,37 @@ def test_a_word_has_alternatives_whatever_stands_in_the_fields_for_numbers(
     ]
 
 
-def test_a_hint_that_was_not_heeded_is_told_of(
+def test_what_a_text_lacks_of_the_words_and_the_length_asked_for_is_told(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
-    missed = {"words": False, "length": False}
-    both = written("One.", index=0, obeyed={"words": True, "length": None})
-    both += written("Two.", index=1, obeyed={"words": False, "length": True})
+    missed = {"words": False, "length": False, "missing": ["cake", "rain"], "n_words": 122}
+    far = {"words": False, "length": False, "missing": ["rain"], "n_words": 1}
+    near = {"words": True, "length": True, "missing": [], "n_words": 200}
+    both = written("One.", index=0, obeyed=near)
+    both += written("Two.", index=1, obeyed=missed)
     server.answers["/v1/completions"] = [
         story("A fox.", obeyed=missed),
-        story("Red ", finish="length", obeyed={"words": False, "length": None}),
-        story("Big ", obeyed={"words": True, "length": None}),
+        story("Red ", finish="length", obeyed=far),
+        story("Big ", obeyed=near),
         Answer(events=[*both, "[DONE]"]),
     ]
     page = visit(server.address)
     choose(page, "length", "long")
-    set_up(page, words="cake", seed="7")
+    set_up(page, words="cake, rain", seed="7")
     status = page.locator("#status")
     write(page, " The end.")
-    expect(status).to_have_text("4 words · seed 7 · not heeded: words, length")
-    expect(page.locator("[aria-live=polite]")).to_have_text(re.compile("not heeded: words"))
+    expect(status).to_have_text("122 words, not long · missing: cake, rain · seed 7")
+    announcement = page.locator("[aria-live=polite]")
+    expect(announcement).to_have_text("done, 122 words, not long, missing: cake, rain")
     write(page)
-    expect(status).to_have_text("3 words · seed 7 · not heeded so far: words")
+    expect(status).to_have_text("1 word, not long so far · missing so far: rain · seed 7")
     page.click("#go-on")
     settled(page)
     expect(status).to_have_text("4 words · seed 7")
     choose(page, "n", "2")
     write(page)
     feet = page.locator(f"{SHEETS} .foot span")
-    expect(feet).to_have_text(["3 words", "3 words · not heeded: words"])
+    expect(feet).to_have_text(["3 words", "122 words, not long · missing: cake, rain"])
 
 
 def test_what_is_chosen_and_every_mark_is_seen_where_the_reader_sets_all_colors(

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
 from backgpt.api import Model
+from backgpt.hints import words_of
 from backgpt.order import Direction, Unit
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
@@ -113,7 +114,19 @@ def test_hints_are_those_of_python_and_whether_they_are_obeyed_is_told(
     choice = answer["choices"][0]
     text = model.write("The fox.", words=["fox"], length="short", seed=2, max_new_tokens=20)[0]
     assert choice["text"] + "The fox." == text.text
-    assert choice["backgpt"]["obeyed"] == {"words": True, "length": True}
+    told = {"words": True, "length": True, "missing": [], "n_words": len(words_of(text.text))}
+    assert choice["backgpt"]["obeyed"] == told
+
+
+def test_what_is_missing_is_told_and_how_many_words_the_length_was_told_by(address: str) -> None:
+    asked = {"suffix": "The fox.", "seed": 2, "max_tokens": 4}
+    words = {"words": ["fox", "xylophone zeppelin"]}
+    [choice] = post(address, PATH, **asked, backgpt=words).json()["choices"]
+    missing = {"words": False, "missing": ["xylophone", "zeppelin"]}
+    assert choice["backgpt"]["obeyed"] == {"length": None, "n_words": None, **missing}
+    [choice] = post(address, PATH, **asked, backgpt={"length": "long"}).json()["choices"]
+    count = {"length": False, "n_words": len(words_of(choice["text"] + "The fox."))}
+    assert choice["backgpt"]["obeyed"] == {"words": None, "missing": None, **count}
 
 
 @pytest.mark.parametrize("way", ["backward", "forward"])
@@ -131,7 +144,8 @@ def test_a_prompt_and_a_suffix_are_bridged_as_python_does(
         assert opening + choice["text"] + ending == bridge.text
         assert choice["finish_reason"] == bridge.finish_reason
         assert choice["backgpt"]["logprob"] == pytest.approx(bridge.logprob, abs=1e-3)
-        assert choice["backgpt"]["obeyed"] == {"words": True, "length": None}
+        of_words = {"words": True, "missing": []}
+        assert choice["backgpt"]["obeyed"] == {"length": None, "n_words": None, **of_words}
     written = answer["usage"]["completion_tokens"]
     assert written > sum(choice["backgpt"]["n_tokens"] for choice in answer["choices"])
     whole = post(address, PATH, **asked, echo=True).json()["choices"]

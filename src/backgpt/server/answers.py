@@ -31,10 +31,15 @@ class TokenLogprobs(BaseModel):
 
 
 class Obeyed(BaseModel):
-    """Whether the text does as it was told, of what was asked."""
+    """Whether the text does as it was told, of what was asked.
+
+    `missing` are the words that do not occur; `n_words` is what the length was told by.
+    """
 
     words: bool | None = None
     length: bool | None = None
+    missing: list[str] | None = None
+    n_words: int | None = None
 
 
 class ChoiceDetails(BaseModel):

@@ -11,7 +11,7 @@ from backgpt.api import Model
 from backgpt.bridge import best_places as best_bridges
 from backgpt.bridge import join
 from backgpt.generate import Drawing
-from backgpt.hints import Hints
+from backgpt.hints import Hints, words_of
 from backgpt.rank import best_places
 from backgpt.server.answers import ChoiceDetails, CompletionChoice, Obeyed, TokenLogprobs
 from backgpt.server.prompts import Given
@@ -185,4 +185,10 @@ def _obeyed(hints: Hints, text: str) -> Obeyed | None:
     """Return whether a text does as it was told, None if it was told nothing."""
     if not hints:
         return None
-    return Obeyed(**{str(kind): value for kind, value in hints.obeyed_by(text).items()})
+    obeyed = hints.obeyed_by(text)
+    return Obeyed(
+        words=obeyed.get("words"),
+        length=obeyed.get("length"),
+        missing=list(hints.missing_words(text)) if hints.words else None,
+        n_words=len(words_of(text)) if hints.length else None,
+    )

@@ -1,15 +1,14 @@
 /** What a story is, and how it came to be: what is told of it, and the record saved with it. */
 
-import { wordCount } from "./text.js";
+import { countWords, inWords } from "./text.js";
 
 /**
  * A step is a request, with the number of the choice that was taken, or a change by hand, with the
- * whole text after it. `unheeded` names the hints that the text does not obey.
+ * whole text after it. After such a change nobody knows whether hints are obeyed.
  * @typedef {import("./settings.js").Completion & {choice: number}} Asked
  * @typedef {{by_hand: string, text: string}} Changed
  * @typedef {Asked | Changed} Step
- * @typedef {{written: string, finish: import("./writing.js").Finish, unheeded: string[],
- *   steps: Step[]}} Draft
+ * @typedef {import("./writing.js").Beginning & {steps: Step[]}} Draft
  * @typedef {{ending: string, drafts: Draft[]}} Story never changed, only replaced
  */
 
@@ -29,7 +28,7 @@ export function textOf({ ending }, { written }) {
  */
 export function changedByHand({ finish, steps }, { how, written, ending }) {
   const step = { by_hand: how, text: written + ending };
-  return { written, finish, unheeded: [], steps: [...steps, step] };
+  return { written, finish, obeyed: null, steps: [...steps, step] };
 }
 
 /**
@@ -41,13 +40,21 @@ export function seedOf({ steps }) {
 }
 
 /**
- * Say which hints a draft does not obey, if there are any; more may be written as long as it has
- * not come to its beginning.
+ * Say how many words a draft has, and what it lacks of the length and the words that were asked
+ * for; more may be written as long as it has not come to its beginning.
+ * @param {string} ending
  * @param {Draft} draft
+ * @returns {string[]}
  */
-export function unheededBy({ unheeded, finish }) {
-  if (!unheeded.length) return "";
-  return `not heeded${finish === "stop" ? "" : " so far"}: ${unheeded.join(", ")}`;
+export function toldOf(ending, { written, finish, obeyed, steps }) {
+  const soFar = finish === "stop" ? "" : " so far";
+  const count = countWords(written + ending);
+  const last = steps.at(-1);
+  const parts = [inWords(count)];
+  if (obeyed?.length === false && last && "suffix" in last)
+    parts[0] = `${inWords(obeyed.n_words ?? count)}, not ${last.backgpt?.length}${soFar}`;
+  if (obeyed?.missing?.length) parts.push(`missing${soFar}: ${obeyed.missing.join(", ")}`);
+  return parts;
 }
 
 /**
@@ -61,7 +68,7 @@ export function statusOf(story) {
   if (story.drafts.length > 1) return `${story.drafts.length} beginnings · ${seed}`;
   const last = draft.steps.at(-1);
   const changed = last && "by_hand" in last ? "changed by hand" : "";
-  const parts = [wordCount(textOf(story, draft)), seed, changed, unheededBy(draft)];
+  const parts = [...toldOf(story.ending, draft), seed, changed];
   return parts.filter(Boolean).join(" · ");
 }
 

@@ -4,11 +4,11 @@ import { request } from "./api.js";
 import { announce, byId, showProblem } from "./dom.js";
 import { keep } from "./draft.js";
 import { History } from "./history.js";
-import { changedByHand, statusOf, textOf, unheededBy } from "./record.js";
+import { changedByHand, statusOf, textOf, toldOf } from "./record.js";
 import { prepareOutputs } from "./save.js";
 import { Settings, UNHEEDED } from "./settings.js";
 import { StoryView } from "./story_view.js";
-import { fromFirstWord, wordCount } from "./text.js";
+import { fromFirstWord } from "./text.js";
 import { openWordMenu } from "./word_menu.js";
 import { write } from "./writing.js";
 
@@ -147,7 +147,7 @@ export class StoryDesk {
     const drafts = this.view.sheets.map(({ text }, choice) => ({
       written: text.slice(0, text.length - base.ending.length),
       finish: /** @type {const} */ ("stopped"),
-      unheeded: [],
+      obeyed: null,
       steps: [...base.steps, { ...body, choice }],
     }));
     const kept = new History(this.history);
@@ -171,9 +171,7 @@ export class StoryDesk {
     if (came) this.history.push({ ending: base.ending, drafts });
     this.render();
     this.view.endWriting();
-    const told = drafts.map((draft) =>
-      [wordCount(draft.written + base.ending), unheededBy(draft)].filter(Boolean).join(", "),
-    );
+    const told = drafts.map((draft) => toldOf(base.ending, draft).join(", "));
     announce(came ? `done, ${told.join(" and ")}` : "");
   }
 

@@ -2,9 +2,8 @@
 
 import { button, byId, make } from "./dom.js";
 import { LeftwardText } from "./leftward.js";
-import { unheededBy } from "./record.js";
+import { toldOf } from "./record.js";
 import { Sheet } from "./sheet.js";
-import { wordCount } from "./text.js";
 
 /**
  * @typedef {import("./record.js").Story} Story
@@ -56,7 +55,7 @@ export class StoryView {
       this.place(drafts.length);
       drafts.forEach((draft, index) => {
         this.show(index, draft.written + ending, ending);
-        if (!single) this.describe(index, draft.written + ending, unheededBy(draft));
+        if (!single) this.describe(index, toldOf(ending, draft).join(" · "));
       });
     }
     byId("tip").hidden = this.isEditing || this.knowsWords;
@@ -142,11 +141,9 @@ export class StoryView {
   /**
    * Say below one of several beginnings what it is, and offer to keep it.
    * @param {number} index
-   * @param {string} text
-   * @param {string} unheeded
+   * @param {string} about
    */
-  describe(index, text, unheeded) {
-    const about = [wordCount(text), unheeded].filter(Boolean).join(" · ");
+  describe(index, about) {
     const keep = button("Keep this one", () => this.actions.keep(index));
     this.sheets[index].foot.replaceChildren(make("span", {}, about), keep);
   }

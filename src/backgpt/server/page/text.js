@@ -28,11 +28,10 @@ export function countWords(text) {
 }
 
 /**
- * Say how many words a text has.
- * @param {string} text
+ * Say a number of words.
+ * @param {number} count
  */
-export function wordCount(text) {
-  const count = countWords(text);
+export function inWords(count) {
   return count === 1 ? "1 word" : `${count} words`;
 }
 

@@ -8,8 +8,9 @@ import { units } from "./text.js";
  * How a beginning ended: where the text begins, because there was no more room, because the reader
  * stopped it, or because the connection broke.
  * @typedef {"stop" | "length" | "stopped" | "broken"} Finish
- * @typedef {{written: string, finish: Finish, unheeded: string[]}} Beginning `unheeded` names the
- *   hints that the server says are not obeyed
+ * @typedef {{words?: boolean | null, length?: boolean | null, missing?: string[] | null,
+ *   n_words?: number | null}} Obeyed what the server says of words that are wanted, and of a length
+ * @typedef {{written: string, finish: Finish, obeyed: Obeyed | null}} Beginning
  */
 
 const WHEN_BROKEN = "go on from it, or write again";
@@ -28,7 +29,7 @@ export async function write(body, { show, pace, signal }) {
   const beginnings = Array.from({ length: body.n }, () => ({
     written: "",
     finish: "broken",
-    unheeded: [],
+    obeyed: null,
   }));
   const paces = beginnings.map(
     (beginning, index) =>
@@ -47,7 +48,7 @@ export async function write(body, { show, pace, signal }) {
         if (!choice.finish_reason) continue;
         if (body.prompt) paces[choice.index].push(body.prompt);
         beginnings[choice.index].finish = body.prompt ? "stop" : choice.finish_reason;
-        beginnings[choice.index].unheeded = unheeded(choice.backgpt?.obeyed);
+        beginnings[choice.index].obeyed = choice.backgpt?.obeyed ?? null;
       }
     }
   } catch (error) {
@@ -57,7 +58,7 @@ export async function write(body, { show, pace, signal }) {
   await Promise.all(paces.map((one) => one.shown()));
   if (signal.aborted) {
     for (const beginning of beginnings)
-      Object.assign(beginning, { finish: "stopped", unheeded: [] });
+      Object.assign(beginning, { finish: "stopped", obeyed: null });
   }
   return { beginnings, problem };
 }
@@ -70,14 +71,6 @@ function leftward(text) {
   return units(text)
     .map(({ gap, word }) => gap + word)
     .reverse();
-}
-
-/**
- * Return the names of the hints that are not obeyed.
- * @param {Record<string, boolean | null> | null} [obeyed]
- */
-function unheeded(obeyed) {
-  return Object.entries(obeyed ?? {}).flatMap(([name, did]) => (did === false ? [name] : []));
 }
 
 /** @param {import("./settings.js").Completion} body */
