@@ -1436,6 +1436,51 @@ def test_a_long_text_without_white_space_is_given_by_its_first_characters(
     assert sheet_text(page) == "A fox. " + ending
 
 
+def test_it_is_told_how_much_of_a_long_text_is_read(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate, words = threading.Event(), [f"w{number}" for number in range(5000)]
+    server.answers["/v1/completions"] = [
+        Answer(events=[gate, *written("A fox ", finish="length"), "[DONE]"]),
+        story("Once "),
+        Answer(events=[*written("A "), *written("The ", index=1), "[DONE]"]),
+        story("A fox. "),
+        story("A fox. "),
+    ]
+    page = visit(server.address)
+    set_up(page, seed="7")
+    most = int(512 * 0.3)
+    read = f"it reads only the first {most} words of"
+    status = page.locator("#status")
+    page.fill("#ending", " ".join(words))
+    page.click("#write")
+    expect(status).to_have_text(f"writing · {read} the ending")
+    gate.set()
+    settled(page)
+    assert server.bodies("/v1/completions")[0]["suffix"].split() == words[:most]
+    expect(status).to_have_text(f"5002 words · seed 7 · {read} the ending")
+    announcement = page.locator("[aria-live=polite]")
+    expect(announcement).to_have_text(f"done, 5002 words, {read} the ending")
+    page.click("#go-on")
+    settled(page)
+    assert server.bodies("/v1/completions")[1]["suffix"].split()[:3] == ["A", "fox", "w0"]
+    expect(status).to_have_text(f"5003 words · seed 7 · {read} what follows")
+    page.reload()
+    expect(status).to_have_text(f"5003 words · seed 7 · {read} what follows")
+    choose(page, "n", "2")
+    write(page)
+    expect(status).to_have_text(f"2 beginnings · seed 7 · {read} the ending")
+    choose(page, "n", "1")
+    page.click("#edit")
+    write(page, "彼らは幸せに暮らしました。" * 60)
+    count = len(server.bodies("/v1/completions")[3]["suffix"])
+    read = f"it reads only the first {count} characters of the ending"
+    expect(status).to_have_text(f"3 words · seed 7 · {read}")
+    page.click("#edit")
+    write(page, "The end.")
+    expect(status).to_have_text("4 words · seed 7")
+
+
 def test_the_open_view_can_be_printed(server: Scripted, visit: Callable[[str], Any]) -> None:
     found = {"index": 0, "spans": [{"text": "A.", "backward": -5.0}], "backward": total(8)}
     server.answers["/v1/score"] = [Answer({"data": [found]})]

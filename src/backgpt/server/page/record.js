@@ -1,6 +1,6 @@
 /** What a story is, and how it came to be: what is told of it, and the record saved with it. */
 
-import { countWords, inWords } from "./text.js";
+import { countWords, inWords, units } from "./text.js";
 
 /**
  * A step is a request, with the number of the choice that was taken, or a change by hand, with the
@@ -58,17 +58,31 @@ export function toldOf(ending, { written, finish, obeyed, steps }) {
 }
 
 /**
+ * Say how much the model reads of the text that it writes before, if that is not all of it.
+ * @param {string} ending
+ * @param {import("./settings.js").Completion | Changed} [step]
+ */
+export function readOf(ending, step) {
+  if (!step || !("suffix" in step) || !step.backgpt?.continues) return "";
+  const { suffix } = step;
+  const isOneWord = units(suffix).length === 1; // as in a script without white space
+  const much = isOneWord ? `${[...suffix].length} characters` : inWords(countWords(suffix));
+  const rest = ending.startsWith(suffix) ? "the ending" : "what follows";
+  return `it reads only the first ${much} of ${rest}`;
+}
+
+/**
  * Say in one line what stands on the desk.
  * @param {Story} story
  */
 export function statusOf(story) {
   const [draft] = story.drafts;
   if (!draft) return "";
-  const seed = `seed ${seedOf(draft)}`;
-  if (story.drafts.length > 1) return `${story.drafts.length} beginnings · ${seed}`;
+  const { length } = story.drafts;
+  const told = length > 1 ? [`${length} beginnings`] : toldOf(story.ending, draft);
   const last = draft.steps.at(-1);
   const changed = last && "by_hand" in last ? "changed by hand" : "";
-  const parts = [...toldOf(story.ending, draft), seed, changed];
+  const parts = [...told, `seed ${seedOf(draft)}`, changed, readOf(story.ending, last)];
   return parts.filter(Boolean).join(" · ");
 }
 

@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { announce, byId, showProblem } from "./dom.js";
 import { keep } from "./draft.js";
 import { History } from "./history.js";
-import { changedByHand, statusOf, textOf, toldOf } from "./record.js";
+import { changedByHand, readOf, statusOf, textOf, toldOf } from "./record.js";
 import { prepareOutputs } from "./save.js";
 import { Settings, UNHEEDED } from "./settings.js";
 import { StoryView } from "./story_view.js";
@@ -122,8 +122,8 @@ export class StoryDesk {
     }
     this.writing = new AbortController();
     this.unfinished = { body, base };
-    this.view.startWriting(base.written + base.ending, base.ending, body.n);
-    announce("writing");
+    this.view.startWriting(base.written + base.ending, base.ending, body);
+    announce(byId("status").textContent);
     /** @type {Awaited<ReturnType<typeof write>>} */
     let end = { beginnings: [], problem: "This page failed on what the server sent: try again." };
     try {
@@ -171,8 +171,9 @@ export class StoryDesk {
     if (came) this.history.push({ ending: base.ending, drafts });
     this.render();
     this.view.endWriting();
-    const told = drafts.map((draft) => toldOf(base.ending, draft).join(", "));
-    announce(came ? `done, ${told.join(" and ")}` : "");
+    const told = drafts.map((draft) => toldOf(base.ending, draft).join(", ")).join(" and ");
+    const read = readOf(base.ending, body);
+    announce(came ? ["done", told, read].filter(Boolean).join(", ") : "");
   }
 
   /**

@@ -2,7 +2,7 @@
 
 import { button, byId, make } from "./dom.js";
 import { LeftwardText } from "./leftward.js";
-import { toldOf } from "./record.js";
+import { readOf, toldOf } from "./record.js";
 import { Sheet } from "./sheet.js";
 
 /**
@@ -72,12 +72,12 @@ export class StoryView {
    * Clear the desk for beginnings in front of a text.
    * @param {string} text
    * @param {string} ending
-   * @param {number} count
+   * @param {import("./settings.js").Completion} body what is asked for
    */
-  startWriting(text, ending, count) {
+  startWriting(text, ending, body) {
     this.isEditing = false;
     byId("editor").hidden = true;
-    this.place(count);
+    this.place(body.n);
     this.sheets.forEach((sheet, index) => {
       this.show(index, text, ending);
       sheet.isGrowing = true;
@@ -85,7 +85,7 @@ export class StoryView {
     this.sheets[0].showTop();
     for (const id of ["write", "edit", "go-on", "outputs", "tip"]) byId(id).hidden = true;
     for (const id of ["undo", "redo"]) this.offer(id, false);
-    byId("status").textContent = "writing";
+    byId("status").textContent = ["writing", readOf(ending, body)].filter(Boolean).join(" · ");
     byId("stop").hidden = false;
     byId("stop").focus({ preventScroll: true });
   }
