@@ -542,6 +542,59 @@ def test_stop_keeps_what_came_and_leaves_the_server(
     assert server.client_left.wait(GATE_SECONDS)
 
 
+def test_escape_stops_what_is_written_in_the_open_view(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    server.answers["/v1/completions"] = [Answer(events=[*written("red fox.")[:1], gate])]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("are you?"), gate])]
+    page = visit(server.address)
+    write_button, stop = page.locator("#write"), page.locator("#stop")
+    page.fill("#ending", " The end.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(WORDS, has_text="red")).to_be_visible()
+    page.get_by_role("link", name="BackChat").click()
+    page.fill("#message", "A fox.")
+    page.click("#chat-send")
+    expect(page.locator("#exchanges .lines").first).to_have_text("are you?")
+    page.keyboard.press("Escape")
+    expect(page.locator("#chat-send")).to_be_visible()
+    expect(page.locator("#exchanges .lines")).to_have_text(["are you?", "A fox."])
+    page.get_by_role("link", name="Story").click()
+    expect(stop).to_be_visible()
+    page.locator("#settings [name=temperature]").focus()
+    page.keyboard.press("Escape")
+    expect(write_button).to_be_visible()
+    assert sheet_text(page) == "red fox. The end."
+    page.click("#undo")
+    expect(page.locator("#ending")).to_have_value(" The end.")
+    gate.set()
+
+
+def test_escape_that_closes_a_dialog_or_a_menu_does_not_stop_the_writing(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    gate = threading.Event()
+    going_on = Answer(events=[*written("red fox.")[:1], gate, *written(), "[DONE]"])
+    server.answers["/v1/completions"] = [Answer({}, 401), going_on]
+    page = visit(server.address)
+    page.fill("#ending", " The end.")
+    page.click("#write")
+    expect(page.locator("#key-dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("asks for an API key"))
+    page.click("#write")
+    expect(page.locator(WORDS, has_text="red")).to_be_visible()
+    menu = page.locator("#menu")
+    menu.evaluate("(menu) => menu.showPopover()")
+    page.keyboard.press("Escape")
+    expect(menu).to_be_hidden()
+    expect(page.locator("#stop")).to_be_visible()
+    gate.set()
+    settled(page)
+    expect(page.locator("#go-on")).to_be_hidden()  # it came to its beginning
+
+
 def test_words_come_at_a_pace_and_stop_keeps_those_that_were_seen(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

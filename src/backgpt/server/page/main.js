@@ -10,6 +10,8 @@ import { BothWays } from "./surprise.js";
 import { prepareWordMenu } from "./word_menu.js";
 
 const VIEWS = ["story", "backchat", "both-ways"];
+const STOP = "main > section:not([hidden]) [aria-keyshortcuts=Escape]:not([hidden])";
+const CLOSED_BY_ESCAPE = ":popover-open, dialog[open]";
 const RETRY_MS = 3000; // to ask again for the models when the server cannot be reached
 
 let isAsking = false;
@@ -26,6 +28,16 @@ function showView() {
   const title = byId(shown).querySelector("h1");
   document.title = `${title?.textContent} · backgpt`;
   return title;
+}
+
+/**
+ * Press the button Stop of the open view, if Escape has nothing else to do.
+ * @param {KeyboardEvent} event
+ */
+function stopByKey({ key, isComposing }) {
+  if (key !== "Escape" || isComposing || document.querySelector(CLOSED_BY_ESCAPE)) return;
+  const stop = document.querySelector(STOP);
+  if (stop instanceof HTMLElement) stop.click();
 }
 
 /**
@@ -61,6 +73,7 @@ addEventListener("hashchange", () => {
   showProblem("");
   showView()?.focus();
 });
+document.addEventListener("keydown", stopByKey);
 byId("problem-close").addEventListener("click", () => showProblem(""));
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();
