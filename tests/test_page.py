@@ -1808,6 +1808,13 @@ def test_the_record_of_a_story_tells_of_changes_by_hand(
     ]
 
 
+RING = """(focused) => {
+  const { outlineOffset, outlineWidth } = getComputedStyle(focused);
+  return [outlineOffset, outlineWidth].map(parseFloat);
+}"""
+BAR = ("undo", "status", "edit", "write")
+
+
 def test_the_ring_of_a_field_does_not_go_through_its_label(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
@@ -1815,12 +1822,62 @@ def test_the_ring_of_a_field_does_not_go_through_its_label(
     set_up(page, seed="7")
     seed = page.locator("#settings [name=seed]")
     label, field = seed.locator("xpath=../span").bounding_box(), seed.bounding_box()
-    offset, width = seed.evaluate(
-        "(field) => { const { outlineOffset, outlineWidth } = getComputedStyle(field);"
-        " return [outlineOffset, outlineWidth].map(parseFloat); }"
-    )
+    offset, width = seed.evaluate(RING)
     letters_end = label["y"] + label["height"] * 0.85  # the line is half as high again as they
     assert field["y"] - offset - width >= letters_end
+
+
+def test_the_head_of_the_menu_does_not_cover_the_ring_of_a_button_below_it(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("A red fox. ")]
+    server.answers["/v1/alternatives"] = [Answer({"data": ALTERNATIVES})]
+    page = visit(server.address)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    write(page, "The end.")
+    page.locator(WORDS).first.focus()
+    page.keyboard.press("Enter")
+    button = page.locator("#menu-rewrite")
+    expect(button).to_be_focused()
+    expect(page.locator("#menu li button")).to_have_count(3)
+    head = page.locator(".menu-head")
+
+    def covered() -> float:
+        offset, width = page.locator(":focus").evaluate(RING)
+        top = page.locator(":focus").bounding_box()["y"] - offset - width
+        box = head.bounding_box()
+        return float(box["y"] + box["height"] - top)
+
+    assert covered() <= 0
+    page.set_viewport_size({"width": 1280, "height": 350})  # the menu is higher
+    page.focus("#menu-own button")
+    for _ in range(5):
+        page.keyboard.press("ArrowUp")
+        assert covered() <= 0
+    expect(button).to_be_focused()
+
+
+def test_on_a_phone_the_status_has_a_line_and_the_buttons_another(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("word " * 118)]
+    page = visit(server.address)
+    set_up(page, seed="3229949227")
+    for width in (390, 360):
+        page.set_viewport_size({"width": width, "height": 844})
+        write(page, "The end.")
+        status = page.locator("#status")
+        expect(status).to_have_text("120 words · seed 3229949227")
+        height = status.evaluate("(line) => parseFloat(getComputedStyle(line).lineHeight)")
+        boxes = {name: page.locator(f"#{name}").bounding_box() for name in BAR}
+        middle = {name: box["y"] + box["height"] / 2 for name, box in boxes.items()}
+        assert boxes["status"]["height"] == pytest.approx(height, abs=1)
+        assert middle["status"] == pytest.approx(middle["undo"], abs=1)
+        assert middle["edit"] == pytest.approx(middle["write"], abs=1)
+        page.click("#undo")
+        expect(status).to_be_empty()
+        boxes = {name: page.locator(f"#{name}").bounding_box() for name in ("undo", "write")}
+        assert boxes["undo"]["y"] == boxes["write"]["y"]
 
 
 @pytest.fixture(scope="module")
