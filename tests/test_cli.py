@@ -23,6 +23,7 @@ from backgpt.cli.growing import lines_from_end, show_growing
 from backgpt.config import TrainConfig, to_toml
 from backgpt.run import RunResult
 from backgpt.shape import PRESETS
+from backgpt.shards import open_dataset
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 TRAIN = [
@@ -206,6 +207,23 @@ def test_a_text_that_has_grown_has_no_line_breaks_but_its_own(
         shown = show_growing(iter(pieces), leftward=leftward, label="user: ")
         assert shown == text
         assert capsys.readouterr().out == f"user: {text}\n"
+
+
+def test_the_tokenizer_of_a_model_is_used_to_tune_it_later(run: Path, tmp_path: Path) -> None:
+    source, file = tmp_path / "mine.txt", tmp_path / "tokenizer.json"
+    source.write_text("He ran.\n\nShe sang.\n")
+    tokenizer = backgpt.load(run).tokenizer
+    tokenizer.save(file)
+    command = ("prepare", source, "--separator=\\n\\n", "--tokenizer")
+    for given in (run, file):
+        out = tmp_path / f"of-{given.name}"
+        done = backgpt_command(*command, given, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert "training: 2 documents" in done.stdout
+        assert open_dataset(out).tokenizer.sha256 == tokenizer.sha256
+    done = backgpt_command(*command, "none", "--out", tmp_path / "other")
+    assert_refused(done, 2, "there is no model 'none'")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_seed_that_was_drawn_is_told_and_writes_the_same_again(run: Path) -> None:

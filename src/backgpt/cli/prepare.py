@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from backgpt.cli.given import TextField
+from backgpt.cli.given import WHICH_MODEL, TextField
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ def prepare(
     out: Annotated[Path, Option(help="The dataset folder to make, or to finish.")] = Path("data"),
     vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 4096,
     tokenizer: Annotated[
-        Path | None, Option(help="A tokenizer.json to use instead of training one.")
+        str | None,
+        Option(
+            help="A tokenizer.json to use instead of training one; or a model, to tune it later: "
+            f"{WHICH_MODEL}."
+        ),
     ] = None,
     valid: Annotated[
         list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
@@ -56,7 +60,7 @@ def prepare(
                 sources,
                 out,
                 vocab_size=vocab_size,
-                tokenizer=tokenizer,
+                tokenizer=_tokenizer(tokenizer),
                 valid=valid or None,
                 valid_fraction=valid_fraction,
                 field=field,
@@ -71,6 +75,18 @@ def prepare(
         print("\nreading order: " + " ".join(map(repr, document.reading)))
         print("model order:   " + " ".join(map(repr, document.model)))
         print(document.text)
+
+
+def _tokenizer(given: str | None) -> Path | None:
+    """Return the path of a tokenizer that is given by its own, or by its model."""
+    if given is None:
+        return None
+    if Path(given).suffix == ".json":
+        return Path(given)
+    from backgpt.builtin import find
+    from backgpt.model_folder import TOKENIZER, folder_of
+
+    return folder_of(find(given)) / TOKENIZER
 
 
 def _summary(report: "PrepareReport") -> list[str]:
