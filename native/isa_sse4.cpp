@@ -87,7 +87,7 @@ struct Sse4 {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }
 
-  // Rounded twice, unlike in the other sets: `fma` would make this many times slower.
+  // Rounded twice, as in plain C++ and in no other set: `fma` would make this many times slower.
   static Floats dot_float(Units w, const uint8_t* x, Floats sum) {
     return add(sum, mul(_mm_castsi128_ps(w), _mm_castsi128_ps(broadcast(x))));
   }

@@ -29,9 +29,11 @@ from backgpt.model_folder import (
     LATEST,
     WEIGHTS,
     ModelFolder,
+    Trained,
     folder_of,
     pointed,
     read_model,
+    read_unverified,
     save_model,
     write_model,
 )
@@ -79,6 +81,24 @@ def test_a_model_folder_comes_back_as_it_was_written(model: ModelFolder, folder:
     assert (read.config, read.direction, read.unit) == (model.config, "backward", "word")
     assert read.tokenizer.sha256 == model.tokenizer.sha256
     assert np.array_equal(read.weights["a.weight"], model.weights["a.weight"])
+
+
+@pytest.mark.parametrize(
+    ("state", "trained"),
+    [
+        ('{"step": 4, "tokens": 90, "data_sha256": "ab"}', Trained(4, 90, "ab")),
+        ('{"step": 4}', None),
+        ('{"step": 1e999, "tokens": 90, "data_sha256": "ab"}', None),
+        ("[1]", None),
+        ("no JSON", None),
+    ],
+)
+def test_what_a_checkpoint_was_trained_on_is_known_and_other_files_are_let_be(
+    folder: Path, state: str, trained: Trained | None
+) -> None:
+    assert read_unverified(folder).trained is None
+    (folder / "state.json").write_text(state)
+    assert read_unverified(folder).trained == trained
 
 
 def test_every_dimension_has_a_hugging_face_name(folder: Path) -> None:

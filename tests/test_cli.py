@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.live import Live
 
 import backgpt
 from backgpt import run_folder
@@ -209,8 +211,24 @@ def test_a_text_that_has_grown_has_no_line_breaks_but_its_own(
         assert capsys.readouterr().out == f"user: {text}\n"
 
 
+def test_what_has_grown_is_not_lost_by_an_interruption_and_nothing_high_is_drawn_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pieces() -> Iterator[str]:
+        yield "They played. "
+        yield "Once there was a cat. "
+        raise KeyboardInterrupt
+
+    drawn: list[str] = []
+    monkeypatch.setattr(Live, "update", lambda self, lines: drawn.append(str(lines)))
+    with pytest.raises(KeyboardInterrupt):
+        show_growing(pieces(), "The end.", leftward=True)
+    assert capsys.readouterr().out == "Once there was a cat. They played. The end.\n"
+    assert drawn[-2:] == ["Once there was a cat. They played. The end.", ""]
+
+
 def test_the_tokenizer_of_a_model_is_used_to_tune_it_later(run: Path, tmp_path: Path) -> None:
-    source, file = tmp_path / "mine.txt", tmp_path / "tokenizer.json"
+    source, file = tmp_path / "mine.txt", tmp_path / "tokenizer"
     source.write_text("He ran.\n\nShe sang.\n")
     tokenizer = backgpt.load(run).tokenizer
     tokenizer.save(file)

@@ -1,6 +1,7 @@
 """The data job: the same bytes however it was run, no text in two splits, nothing half-written."""
 
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -494,13 +495,15 @@ def test_the_builtin_corpus_can_be_prepared(tmp_path: Path) -> None:
 
 
 def test_a_long_file_of_text_that_is_one_document_is_told(tmp_path: Path) -> None:
-    novel, lines = tmp_path / "novel.txt", tmp_path / "novel.jsonl"
+    novel, lines, packed = (tmp_path / f"novel{end}" for end in (".txt", ".jsonl", ".txt.xz"))
     text = "".join(f"He ran {n} miles.\n\n" for n in range(3_000))
     novel.write_text(text)
+    packed.write_bytes(lzma.compress(text.encode()))
     lines.write_text(json.dumps({"text": text}) + "\n")
     for source, separator, is_told in (
         (novel, None, True),
         (novel, "\n\n", False),
+        (packed, None, True),
         (lines, None, False),  # where nothing would be split
     ):
         out = tmp_path / f"out-{source.suffix}-{bool(separator)}"

@@ -124,20 +124,26 @@ def test_what_twins_differ_in_is_told(card: ReportCard, model: Model, some: list
 def test_what_twins_have_seen_is_told_and_compared(
     card: ReportCard, model: Model, some: list[str]
 ) -> None:
-    assert "Trained on" not in render_card(card)
+    assert "Trained" not in render_card(card)
     backward = replace(model, trained=Trained(steps=40, tokens=36_708, data_sha256="ab" * 32))
     forward = replace(model.turned(), trained=Trained(10, 9_111, "ab" * 32))
     found = measure([(backward, forward)], some, replace(SMALL, ranked=0, bridged=0))
     assert found.trained == (backward.trained, forward.trained)
     assert found.unlike == ("training tokens = 36,708, 9,111",)
     text = render_card(found)
-    assert "Trained on: backward 36,708 tokens of abababababab in 40 steps; forward 9,111" in text
+    assert "on: backward 36,708 tokens of abababababab in 40 steps; forward 9,111" in text
     assert "## Ranking" not in text
     assert "## Bridges" not in text
     assert plot_card(found).startswith(PNG)
-    assert unlike([backward, model]) == ()  # of one it is not known
+    assert unlike((backward, model.turned())) == ()  # of one it is not known
     other = replace(forward, trained=Trained(40, 36_708, "cd" * 32))
-    assert unlike([backward, other]) == ("training data = abababababab, cdcdcdcdcdcd",)
+    data = "training data = abababababab, cdcdcdcdcdcd"
+    assert unlike((backward, other)) == (data,)
+    second = replace(backward, trained=Trained(40, 36_901, "ab" * 32))  # as another seed has it
+    assert unlike((backward, replace(other, trained=backward.trained)), (second, second)) == ()
+    assert unlike((second, second), (backward, other)) == (data,)
+    chats = [replace(one, takes_chat=True) for one in (backward, forward)]
+    assert unlike((chats[0], chats[1])) == ()
 
 
 def test_known_words_are_those_of_the_texts_that_are_not_compared(

@@ -122,7 +122,7 @@ def test_what_is_missing_is_told_and_how_many_words_the_length_was_told_by(addre
     asked = {"suffix": "The fox.", "seed": 2, "max_tokens": 4}
     words = {"words": ["fox", "xylophone zeppelin"]}
     [choice] = post(address, PATH, **asked, backgpt=words).json()["choices"]
-    missing = {"words": False, "missing": ["xylophone", "zeppelin"]}
+    missing = {"words": False, "missing": ["xylophone zeppelin"]}
     assert choice["backgpt"]["obeyed"] == {"length": None, "n_words": None, **missing}
     [choice] = post(address, PATH, **asked, backgpt={"length": "long"}).json()["choices"]
     count = {"length": False, "n_words": len(words_of(choice["text"] + "The fox."))}

@@ -55,9 +55,12 @@ def test_a_long_text_is_scored_in_windows_that_overlap_if_asked(address: str, mo
         score = model.score(text, overlap=overlap)
         assert found["backward"]["n_windows"] == score.n_windows > 1
         assert found["backward"]["logprob"] == pytest.approx(score.logprob, abs=1e-2)
-    answer = post(address, "/v1/score", input="The end.", overlap=9_999)
+    half = (model.engine.block_size - 1) // 2  # a direction is told
+    assert post(address, "/v1/score", input="The end.", overlap=half).status_code == 200
+    answer = post(address, "/v1/score", input="The end.", overlap=half + 1)
     assert answer.status_code == 400
-    assert "overlap = 9999" in answer.json()["error"]["message"]
+    told = f"overlap = {half + 1}: it must be from 0 to {half} here"
+    assert told in answer.json()["error"]["message"]
 
 
 def test_one_way_alone_and_a_model_that_runs_one_way(address: str) -> None:

@@ -135,9 +135,31 @@ def test_several_words_may_end_in_the_given_text(
     if direction == "forward":
         given, written = "The red", " dog."
     wanted = wanted_in(language, given, "red dog")
+    assert pushed(wanted, tokenizer)[int(language.word_ids(written.strip(" ."))[0])] == NEXT_WORD
     take(wanted, language, written)
     take(wanted, language, " so")
     assert not pushed(wanted, tokenizer)
+
+
+@pytest.mark.parametrize("between", ["\n", "  ", " \n\n "])
+@pytest.mark.parametrize(("direction", "unit"), WAYS)
+def test_any_white_space_may_stand_between_several_words(
+    tokenizer: Tokenizer, direction: Direction, unit: Unit, between: str
+) -> None:
+    language = Language(tokenizer, direction, unit)
+    wanted = wanted_in(language, "So.", "red dog")
+    take(wanted, language, f" red{between}dog ran.")
+    take(wanted, language, " so")
+    assert Hints(words=("red dog",)).obeyed_by(f"so red{between}dog ran.") == {"words": True}
+    assert not pushed(wanted, tokenizer)
+
+
+def test_a_word_of_the_given_text_is_not_made_longer(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "forward", "token")
+    first, second, *_ = language.word_ids("zebra").tolist()
+    given = tokenizer.name_of(first)
+    added = pushed(wanted_in(language, f"The{given}", "zebra"), tokenizer)
+    assert second not in added or added[second] == 0
 
 
 def test_a_name_of_several_words_is_spelled_as_it_is(tokenizer: Tokenizer) -> None:

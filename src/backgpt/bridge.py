@@ -96,7 +96,10 @@ def join(
     seam. Slices are of about `together` ids. Raises UsageError if a text does not fit; one of at
     most `room_for_middle` ids does.
     """
-    cuttings = [_Cutting(writer.language, text, far, hints) for text in texts]
+    cuttings: list[_Cutting] = []
+    for text in texts:
+        cuttings.append(_Cutting(writer.language, text, far, hints))
+        yield  # judging every place by hints takes a while
     seams = [_Seam(one, place) for one in cuttings for place in one.places]
 
     read, write = reader.language.row, writer.language.row

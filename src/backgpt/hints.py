@@ -146,8 +146,8 @@ def draw_hints(text: str, random: np.random.Generator) -> Hints:
 def occurs(word: str, lowered: str) -> bool:
     """Return whether a word, whatever its case, occurs as a whole in a text in lower case.
 
-    What is not letters only, such as `r2d2` or `3`, must have no letter or digit joined on. Of
-    several words that follow each other the white space between them may be any.
+    What is not one word of letters, such as `r2d2`, `3` or several words that follow each other,
+    must have no letter or digit joined on; the white space between several may be any.
     """
     word = word.lower()
     parts = word.split()

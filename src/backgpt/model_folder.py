@@ -52,7 +52,10 @@ HUGGING_FACE_NAMES = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint has seen: steps, tokens, and the SHA-256 of the data that they are from."""
+    """What a run has made of its model: steps, tokens, and the SHA-256 of the data these are from.
+
+    What a model that it began from had seen before is not among it.
+    """
 
     steps: int
     tokens: int
@@ -162,10 +165,10 @@ def read_unverified(
 def _trained(folder: Path) -> Trained | None:
     if not (folder / STATE).is_file():
         return None
-    state = read_json(folder / STATE)
     try:
+        state = read_json(folder / STATE)
         return Trained(int(state["step"]), int(state["tokens"]), str(state["data_sha256"]))
-    except (KeyError, TypeError, ValueError):  # somebody else's
+    except (CorruptFileError, KeyError, OverflowError, TypeError, ValueError):  # somebody else's
         return None
 
 

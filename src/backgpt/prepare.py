@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_source, sample
+from backgpt.datasets.files import kind_of
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
@@ -371,7 +372,7 @@ def _report(
     documents = sum(split.documents for split in counts.values())
     mean = sum(split.text_bytes for split in counts.values()) // max(documents, 1)
     files = (path for source, _ in stream.sources for path in source.files)
-    if mean > LONG_BYTES and any(path.suffix == ".txt" for path in files):
+    if mean > LONG_BYTES and any(kind_of(path) == ".txt" for path in files):
         notes.append(
             f"A document has {mean:,} bytes in the mean, of which a model sees a piece at a time "
             "and few beginnings and endings: say with --separator what stands between texts "

@@ -160,7 +160,7 @@ def report_card(
         twin=names[1],
         data=data,
         context=context,
-        unlike=unlike([one for pair in pairs for one in pair]),
+        unlike=unlike(*pairs),
         trained=(model.trained, twin.trained),
         seed=seed,
         loss=twin_loss(whole, seed=seed),
@@ -198,24 +198,32 @@ def _check_fit(pairs: Sequence[tuple[Model, Model]]) -> None:
             )
 
 
-def unlike(models: Sequence[Model]) -> tuple[str, ...]:
-    """Return in what models differ besides direction: each trait and its values.
+def unlike(*pairs: tuple[Model, Model]) -> tuple[str, ...]:
+    """Return in what models differ besides direction and seed: each trait and its values.
 
-    What they were trained on counts where it is known of all.
+    What the two of a pair were trained on counts where it is known of both. It does not of chat
+    models: their data is in model order, and what of it is scored depends on the direction.
     """
-    traits: list[dict[str, object]] = [
-        {**asdict(model.config), "unit": model.unit, "hints": model.takes_hints} for model in models
+    of_all = [
+        {**asdict(model.config), "unit": model.unit, "hints": model.takes_hints}
+        for pair in pairs
+        for model in pair
     ]
-    trained = [model.trained for model in models if model.trained is not None]
-    if len(trained) == len(models):
-        for of, one in zip(traits, trained, strict=True):
-            of["training tokens"] = f"{one.tokens:,}"
-            of["training data"] = one.data_sha256[:12]
-    return tuple(
+    of_each = [
+        [
+            {"training tokens": f"{one.tokens:,}", "training data": one.data_sha256[:12]}
+            for one in (model.trained for model in pair if not model.takes_chat)
+            if one is not None
+        ]
+        for pair in pairs
+    ]
+    told = [
         f"{name} = {', '.join(dict.fromkeys(str(of[name]) for of in traits))}"
+        for traits in (of_all, *(known for known in of_each if len(known) == 2))
         for name in traits[0]
         if any(of[name] != traits[0][name] for of in traits)
-    )
+    ]
+    return tuple(dict.fromkeys(told))
 
 
 def _scores(pair: tuple[Model, Model], texts: Sequence[str], context: int) -> TwinScores:

@@ -78,7 +78,7 @@ def _trained(trained: tuple[Trained | None, Trained | None]) -> Iterator[str]:
         if one is not None
     ]
     if known:
-        yield f"Trained on: {'; '.join(known)}."
+        yield f"Trained, each in its last run, on: {'; '.join(known)}."
         yield ""
 
 

@@ -46,7 +46,7 @@ class Wanted(ABC):
         self._backward = language.direction == "backward"
         self._group = b""
         for id_ in prompt.ids[prompt.n_first :].tolist():
-            self._follow(id_)
+            self.take(id_)
 
     @abstractmethod
     def push(self, logits: Floats) -> Floats:
@@ -88,9 +88,11 @@ class WantedWords(Wanted):
         self._missing = {word: _spellings(language, word) for word in prompt.words}
         self._n_before = max(len(word.split()) for word in prompt.words) - 1
         self._before: tuple[str, ...] = ()  # words that several which follow each other may end in
-        super().__init__(language, prompt)
         self._begun: list[tuple[_Spelling, int]] = []  # with how many of its ids are drawn
-        self._beginnings = self._may_begin()
+        self._beginnings = [one for spellings in self._missing.values() for one in spellings]
+        super().__init__(language, prompt)
+        # A word of the given text is whole; several may go on from it.
+        self._begun = [(one, n) for one, n in self._begun if one[n][1] == NEXT_WORD]
 
     def push(self, logits: Floats) -> Floats:
         """Return (V,) logits in which what the missing words go on with is likelier."""
@@ -127,6 +129,12 @@ class WantedWords(Wanted):
 
     def _end_group(self, group: str) -> None:
         last = self._with_last(group.lower())
+        if self._before and not group.strip():  # more white space between two words
+            if self._backward:
+                self._before = ("".join(last[:2]), *last[2:])
+            else:
+                self._before = (*last[:-2], "".join(last[-2:]))
+            return
         written = "".join(last)
         self._missing = {w: of for w, of in self._missing.items() if not occurs(w, written)}
         kept = len(last) - self._n_before

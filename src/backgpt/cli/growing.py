@@ -14,12 +14,18 @@ def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label
     from rich.text import Text as Lines
 
     console = Console(highlight=False)
-    with Live(console=console, vertical_overflow="crop", transient=True) as live:
-        for piece in pieces:
-            text = piece + text if leftward else text + piece
-            shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
-            live.update(Lines(shown, justify="right" if leftward else "left"))
-    print(label + text, flush=True)
+    try:
+        with Live(console=console, vertical_overflow="crop", transient=True) as live:
+            try:
+                for piece in pieces:
+                    text = piece + text if leftward else text + piece
+                    shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
+                    live.update(Lines(shown, justify="right" if leftward else "left"))
+            finally:
+                live.update(Lines(""))  # what is higher than the terminal could not be taken back
+    finally:
+        if text:
+            print(label + text, flush=True)
     return text
 
 

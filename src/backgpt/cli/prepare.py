@@ -81,7 +81,7 @@ def _tokenizer(given: str | None) -> Path | None:
     """Return the path of a tokenizer that is given by its own, or by its model."""
     if given is None:
         return None
-    if Path(given).suffix == ".json":
+    if Path(given).is_file() or Path(given).suffix == ".json":
         return Path(given)
     from backgpt.builtin import find
     from backgpt.model_folder import TOKENIZER, folder_of

@@ -198,9 +198,14 @@ def sample(
         write(loaded, other, asked, sampling)
         return
     drawn = secrets.randbits(32)
-    write(loaded, other, replace(asked, seed=drawn), sampling)
+    told = f"backgpt: --seed {drawn} writes this again"
+    try:
+        write(loaded, other, replace(asked, seed=drawn), sampling)
+    except KeyboardInterrupt:
+        print(told, file=sys.stderr)
+        raise
     if not as_json:  # which has that of each text
-        print(f"backgpt: --seed {drawn} writes this again", file=sys.stderr)
+        print(told, file=sys.stderr)
 
 
 def _going_on(model: "Model") -> "Model":

@@ -69,7 +69,7 @@ def score(
         int,
         Option(
             help="How many tokens more of context each window of a text has that is longer than "
-            "the model reads at once. It lowers their loss; other commands, and Python, have none."
+            "the model reads at once. It lowers their loss: do not compare it with one without."
         ),
     ] = 0,
     tokens: Annotated[bool, Option("--tokens", help="Show every token of each text.")] = False,
@@ -306,7 +306,7 @@ def _summary(
             f"{_texts(totals.n_long)}, scored in windows"
             + (f" that overlap by {overlap:,} tokens" if overlap else "")
         )
-    if len(models) == 2 and (differences := unlike(models)):
+    if len(models) == 2 and (differences := unlike((models[0], models[1]))):
         yield (
             f"these are not twins, their gap is not that of direction alone: they differ in "
             f"{'; '.join(differences)}"

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from backgpt.alternatives import find_alternatives
 from backgpt.api import Model
 from backgpt.order import Direction, ReadingIds
-from backgpt.score import Score, score_in_slices, word_scores
+from backgpt.score import Score, context_size, score_in_slices, word_scores
 from backgpt.server.answers import (
     AlternativeList,
     FoundAlternative,
@@ -20,6 +20,7 @@ from backgpt.server.answers import (
     ScoreTotal,
     TextScore,
 )
+from backgpt.server.failures import ApiError
 from backgpt.server.prompts import check_length
 from backgpt.server.schema import AlternativesRequest, ScoreRequest
 from backgpt.server.service import TheService
@@ -39,6 +40,11 @@ async def score(asked: ScoreRequest, request: Request, service: TheService) -> R
     models = [model]
     if way is None and (model.language.told or asked.direction == "both"):
         models.append(model.turned())
+    most = min(context_size(one.engine, one.language) for one in models) // 2
+    if asked.overlap > most:
+        raise ApiError(
+            400, f"overlap = {asked.overlap}: it must be from 0 to {most} here", param="overlap"
+        )
     ids = await run_in_threadpool(_encoded, model, texts)
     scores = await service.work_out(request, _scored(models, texts, ids, overlap=asked.overlap))
     answer = await run_in_threadpool(_told, name, models, texts, ids, scores)
