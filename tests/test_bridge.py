@@ -344,8 +344,8 @@ def test_the_text_is_cut_where_it_obeys_though_another_place_is_liked(
         far, given = given, far
     written = "She ran to the park and saw a dog."
     writer = fond_model(tokenizer, lambda text: False, direction=direction, text=written)
-    way = {"ending" if direction == "backward" else "opening": given}
-    texts = writer.write(**way, seed=1)  # type: ignore[arg-type]
+    ending, opening = (given, None) if direction == "backward" else (None, given)
+    texts = writer.write(ending, opening=opening, seed=1)
     [free] = finished(join(writer, reader, texts, far))
     assert start in free.text
     [found] = finished(join(writer, reader, texts, far, hints))

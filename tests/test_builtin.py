@@ -290,6 +290,9 @@ def test_what_was_not_obeyed_is_told_beside_the_texts(
     assert command(*options, "--order=model") == 0
     told = capsys.readouterr().err
     assert re.search(r"not obeyed: length \(\d+ words; long is more than 180\);", told)
+    for length, limits in (("medium", "131 to 180"), ("long", "more than 180")):
+        assert command(*options[:-1], f"--length={length}") == 0
+        assert f" words; {length} is {limits});" in capsys.readouterr().err
     assert command(*options[:-1], "--words=zebra,Snow Blue Sky,end") == 0
     assert "not obeyed: words (missing: zebra, Snow Blue Sky);" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """What `backgpt sample` prints: texts of any kind, plain or as JSON."""
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -82,8 +83,10 @@ def _but(hints: "Hints", kind: str, text: str) -> str:
         return f" (missing: {', '.join(hints.missing_words(text))})"
     if kind == "length" and hints.length is not None:
         least, most = range_of(hints.length)
-        limits = f"more than {least - 1}" if most == float("inf") else f"at most {most}"
-        limits = f"{least} to {most}" if least and most != float("inf") else limits
+        if math.isinf(most):
+            limits = f"more than {least - 1}"
+        else:
+            limits = f"{least} to {most}" if least else f"at most {most}"
         return f" ({len(words_of(text))} words; {hints.length} is {limits})"
     return ""
 
