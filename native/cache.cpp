@@ -1,6 +1,11 @@
 #include "cache.hpp"
 
+#include <algorithm>
 #include <cstring>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace backgpt {
 
@@ -56,6 +61,17 @@ void Cache::release(int number) {
   for (Page& page : released.pages)
     if (page.use_count() == 1) unused_.push_back(std::move(page));
   released = Row{};
+  free_unused();
+}
+
+void Cache::free_unused() {
+  const size_t used = pages_made_ - unused_.size(), kept = std::max(used, kPagesKept);
+  if (unused_.size() <= 2 * kept) return;  // so that it is not done for each row that ends
+  pages_made_ -= unused_.size() - kept;
+  unused_.resize(kept);
+#if defined(__GLIBC__)
+  malloc_trim(0);  // otherwise most of it is kept for the process
+#endif
 }
 
 Memory Cache::memory(int number, int layer, int kv_head) const {

@@ -12,7 +12,7 @@ namespace backgpt {
 
 // A row is a list of pages of 64 positions each, all layers and heads of them; memory grows with
 // what is read, not with what could be. Copies of a row share its full pages, which nobody writes
-// any more. Pages of released rows are used again.
+// any more. Pages of released rows are used again; of many unused ones most are freed.
 class Cache {
  public:
   Cache(int n_layer, int n_kv_head, int head_dim, bool half);
@@ -36,6 +36,7 @@ class Cache {
 
  private:
   using Page = std::shared_ptr<Buffer<uint8_t>>;
+  static constexpr size_t kPagesKept = 32;
   struct Row {
     int length = 0;
     std::vector<Page> pages;
@@ -43,6 +44,7 @@ class Cache {
   };
 
   void add_page(Row& row);
+  void free_unused();
   Row& row(int number);
 
   int n_kv_head_, head_dim_, padded_dim_;

@@ -448,6 +448,21 @@ def test_memory_of_the_cache_grows_with_use_and_is_used_again() -> None:
     assert engine.cache_bytes == before
 
 
+def test_memory_of_the_cache_is_given_back_when_many_texts_end() -> None:
+    config = changed(SMALL, block_size=65_536)
+    engine = NativeEngine(config, random_weights(config))
+    rows = [engine.prefill(some_ids(config, 700))[0][0] for _ in range(20)]
+    most, page = engine.cache_bytes, engine.cache_bytes // (20 * 11)
+    engine.release(rows[:12])
+    assert engine.cache_bytes == most  # so many may come again
+    engine.release(rows[12:])
+    assert engine.cache_bytes == 32 * page
+    [row], logits = engine.prefill(some_ids(config, 700))
+    again, same = engine.prefill(some_ids(config, 700))
+    assert np.array_equal(logits, same)
+    engine.release([row, *again])
+
+
 def test_an_interrupted_prefill_frees_its_rows() -> None:
     config = changed(SMALL, block_size=65_536, n_embd=256)
     engine = NativeEngine(config, random_weights(config), isa="plain", threads=1)

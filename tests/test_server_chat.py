@@ -173,7 +173,10 @@ REFUSED = [
     ({"messages": said("word " * 400)}, "the model reads at most 256"),
     ({"messages": said("x"), "model": "forward"}, "load it backward"),
     ({"messages": said("x"), "model": "silent"}, "silent was not tuned on conversations"),
-    ({"messages": said("x"), "tools": [{"type": "function"}]}, "tools: it must have at most 0"),
+    (
+        {"messages": said("x"), "tools": [{"type": "function"}]},
+        "tools: models here use no tools: leave it out",
+    ),
     ({"messages": said("x"), "response_format": {"type": "json_object"}}, "response_format.type"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from backgpt import model_folder
 from backgpt.api import Model
 from backgpt.builtin import describe
 from backgpt.cli import main
-from backgpt.server.decode import DecodeThread
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, catalog_of, serving, until
 from tiny_models import tiny_model
@@ -130,7 +130,7 @@ def test_to_be_served_with_its_description_a_model_is_read_once(
         read_folders.append(folder.name)
         return read(folder, **options)
 
-    def ask_once(app: FastAPI, _: DecodeThread, listening: socket.socket) -> None:
+    def ask_once(app: FastAPI, *_: object, listening: socket.socket, **__: float) -> None:
         listening.close()
         told.append(TestClient(app, base_url="http://localhost").get("/v1/models").json())
 
@@ -172,21 +172,40 @@ def test_the_command_serves_and_ends_when_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_told_to_end_it_ends_streams_first_and_says_nothing() -> None:
-    process = serve("--model=stories", "--port=0", "--threads=1")
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("grace_seconds", ["0", "60"])
+def test_told_to_end_it_waits_a_while_for_what_is_written(grace_seconds: str, times: int) -> None:
+    process = serve("--model=stories", "--port=0", "--threads=1", "--grace-seconds", grace_seconds)
     assert process.stderr is not None
     address = process.stderr.readline().split()[-1].rstrip("/")
     until(lambda: reachable(address), within=30)
     body = {"prompt": "The end.", "n": 16, "temperature": 3.0, "min_p": 0.0, "stream": True}
-    body["stream_options"] = {"order": "prepend"}
+    body |= {"stream_options": {"order": "prepend"}, "max_tokens": 100}
     with httpx.stream("POST", address + "/v1/completions", json=body, timeout=30) as stream:
         lines = stream.iter_lines()
         next(line for line in lines if line.startswith("data"))
-        process.terminate()
+        for _ in range(times):
+            process.terminate()
+            time.sleep(0.15)
         rest = [line for line in lines if line]
     out, err = process.communicate(timeout=30)
-    assert "the server is stopping" in rest[-1]
-    assert (process.returncode, out, err) == (-15, "", "")
+    ended_well = grace_seconds != "0" and times == 1
+    assert rest[-1] == "data: [DONE]" if ended_well else "the server is stopping" in rest[-1]
+    assert (process.returncode, out) == (-15, "")
+    assert err == f"backgpt: stopping, in at most {grace_seconds} s\n"
+
+
+@pytest.mark.slow
+def test_requests_are_logged_if_asked_for_without_their_text() -> None:
+    process = serve("--model=stories", "--port=0", "--threads=1", "--access-log")
+    assert process.stderr is not None
+    address = process.stderr.readline().split()[-1].rstrip("/")
+    until(lambda: reachable(address), within=30)
+    CLIENT.post(address + "/v1/completions", json={"prompt": "SECRET", "max_tokens": 1})
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert '"POST /v1/completions HTTP/1.1" 200' in err
+    assert "SECRET" not in err
 
 
 def reachable(address: str) -> bool:

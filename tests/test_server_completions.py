@@ -356,6 +356,26 @@ def test_echo_without_writing_scores_the_given_text(
     assert [choice["text"] for choice in several] == [text, "The end."]
 
 
+def test_the_ids_that_were_written_are_told_if_asked_streamed_or_not(
+    address: str, tokenizer: Tokenizer
+) -> None:
+    asked: dict[str, Any] = {"prompt": "The end.", "max_tokens": 7, "seed": 3, "n": 2}
+    texts = tiny_model(tokenizer).write("The end.", max_new_tokens=7, seed=3, n=2)
+    choices = post(address, PATH, **asked, return_token_ids=True).json()["choices"]
+    assert [choice["token_ids"] for choice in choices] == [text.ids.tolist() for text in texts]
+    for order in ("append", "prepend"):
+        options = {"stream_options": {"order": order}}
+        chunks = chunks_of(address, PATH, **asked, **options, return_token_ids=True)
+        told = {one["index"]: one["token_ids"] for [one] in map(choices_of, chunks) if one}
+        assert told == {index: text.ids.tolist() for index, text in enumerate(texts)}
+    assert "token_ids" not in str(chunks_of(address, PATH, **asked))
+
+
+def choices_of(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the choices of a chunk that tell their ids, or one that is empty."""
+    return [choice for choice in chunk["choices"] if "token_ids" in choice] or [{}]
+
+
 def test_without_a_marker_the_first_token_is_not_predicted(address: str) -> None:
     asked: dict[str, Any] = {"prompt": "The end.", "max_tokens": 0, "echo": True, "logprobs": 2}
     asked |= {"model": "plain", "backgpt": {"continues": True}}
@@ -383,7 +403,7 @@ REFUSED = [
     ({"prompt": "x", "max_tokens": 0}, "only goes with echo"),
     ({"prompt": "x", "max_tokens": -1}, "max_tokens"),
     ({"prompt": "x", "n": 0}, "n = 0: it must be greater than or equal to 1"),
-    ({"prompt": "x", "n": 17}, "n = 17: ask for at most 16"),
+    ({"prompt": "x", "n": 17}, "n = 17: it must be at most 16"),
     ({"prompt": ["x"] * 64, "n": 3}, "at most 128 texts"),
     ({"prompt": [5]}, "id 5 stands for no text"),
     ({"prompt": [99999]}, "id 99999 stands for no text"),
@@ -391,6 +411,9 @@ REFUSED = [
     ({"prompt": [2**40]}, "prompt.0 = 1099511627776: it must be less than"),
     ({"prompt": [-1]}, "prompt.0 = -1: it must be greater than or equal to 0"),
     ({"prompt": ["a", 1]}, "prompt.1 = 1: it must be a valid string"),
+    ({"prompt": [1, 2, "a"]}, 'prompt.2 = "a": it must be a valid integer'),
+    ({"prompt": "x", "logit_bias": {"5": 0}}, "logit_bias: not done here: leave it out"),
+    ({"prompt": [300], "n": 65, "backgpt": {"raw": {}}}, "n = 65: it must be at most 64"),
     ({"prompt": [[]]}, "prompt.0: it must have at least 1 item"),
     ({"prompt": 5}, "prompt = 5: it must be a valid string"),
     (

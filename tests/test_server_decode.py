@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -187,7 +188,6 @@ def test_a_full_server_says_so_and_when_to_come_again(model: Model) -> None:
         assert [answer.status_code for answer in answers] == [200] * 3
         until(lambda: decoder.in_flight == 0)
         assert post(address, PATH, **ENDLESS, max_tokens=3).status_code == 200
-        assert post(address, PATH, **ENDLESS, n=3).status_code == 400  # more than ever run
 
 
 def test_a_fault_in_a_step_fails_all_who_wait_at_once_and_the_next_request_works(
@@ -257,6 +257,49 @@ def test_an_engine_that_always_fails_at_reading_prompts_is_noticed(
         with pytest.raises(RuntimeError):
             scheduler.round([WriteTask(channels[2], part(model))], [])
         assert [type(said) for _, said in scheduler.said] == [FaultError, type(None)] * 3
+
+    on_a_loop(test)
+
+
+@pytest.mark.parametrize("one_goes_well", [True, False])
+def test_an_engine_that_fails_three_times_in_a_row_at_writing_is_noticed(
+    model: Model, one_goes_well: bool
+) -> None:
+    async def test() -> None:
+        scheduler = Scheduler(max_running=3)
+
+        def write_failing() -> None:
+            engine_of(model).fails_with = RuntimeError()
+            scheduler.round([WriteTask(channel(), part(model))], [])
+            scheduler.round([], [])  # the first id needs no step
+
+        write_failing()
+        write_failing()
+        if one_goes_well:
+            engine_of(model).fails_with = None
+            scheduler.round([WriteTask(channel(), part(model, max_new_tokens=2))], [])
+            while scheduler.has_work:
+                scheduler.round([], [])
+            write_failing()
+            return
+        with pytest.raises(RuntimeError):
+            write_failing()
+
+    on_a_loop(test)
+
+
+def test_the_next_turn_of_a_conversation_comes_before_others_that_wait(model: Model) -> None:
+    async def test() -> None:
+        scheduler = Scheduler(max_running=1)
+        talking, waiting = channel(), channel()
+        first = part(model, max_new_tokens=2)
+        turns = iter([first.job, None])
+        talk = replace(first, after=lambda _: next(turns))
+        scheduler.round([WriteTask(talking, talk), WriteTask(waiting, first)], [])
+        while scheduler.has_work:
+            scheduler.round([], [])
+        order = [one for one, said in scheduler.said if isinstance(said, Ended)]
+        assert order == [talking, talking, waiting]
 
     on_a_loop(test)
 
@@ -413,13 +456,46 @@ def test_hundreds_of_requests_leave_no_row_and_no_weight(model: Model) -> None:
 def test_more_than_fits_is_refused_before_anything_is_made(model: Model) -> None:
     async def test() -> None:
         decoder = DecodeThread(max_running=2, max_waiting=0)
-        decoder.write([part(model, n=2)])
+        decoder.write([part(model, n=3)])  # more than the server takes, but it has nothing else
         with pytest.raises(BusyError):
             decoder.write([part(model)])
-        with pytest.raises(ApiError, match="at most 2"):
-            decoder.write([part(model, n=3)])
+        with pytest.raises(BusyError):
+            decoder.work(iter(()))  # type: ignore[arg-type]
 
     on_a_loop(test)
+
+
+def test_more_texts_than_run_at_a_time_are_written_one_after_the_other(model: Model) -> None:
+    decoder = DecodeThread(max_running=2, max_waiting=0)
+    with serving(catalog_of(model), decoder=decoder) as address:
+        asked = {"seed": 3, "max_tokens": 9}
+        choices = post(address, PATH, prompt="The end.", n=5, **asked).json()["choices"]
+        texts = model.write("The end.", n=5, seed=3, max_new_tokens=9)
+        assert [f"{choice['text']}The end." for choice in choices] == [one.text for one in texts]
+        bridges = post(address, PATH, prompt="One day", suffix="The end.", **asked)
+        assert len(bridges.json()["choices"]) == 1
+
+
+def test_what_remains_of_a_request_is_not_refused_by_a_server_that_is_full_by_then(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To choose the best is work of its own, for which the request does not queue again."""
+    decoder = DecodeThread(max_running=2, max_waiting=0)
+    work = decoder.work
+
+    def work_when_full(slices: Any, **how: Any) -> Channel:
+        decoder.in_flight += 2
+        try:
+            return work(slices, **how)
+        finally:
+            decoder.in_flight -= 2
+
+    monkeypatch.setattr(decoder, "work", work_when_full)
+    with serving(catalog_of(model), decoder=decoder) as address:
+        best = post(address, PATH, prompt="The end.", best_of=2, max_tokens=5, seed=1)
+        assert best.status_code == 200
+        assert post(address, "/v1/score", input="The end.").status_code == 429
+        until(lambda: decoder.in_flight == 0)
 
 
 def test_texts_of_many_at_once_are_those_of_each_alone(tokenizer: Tokenizer) -> None:

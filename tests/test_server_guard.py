@@ -59,7 +59,9 @@ def test_the_names_of_this_machine_are_let_in(address: str, host: str, port: str
 def test_other_names_are_not(address: str, host: str, path: str) -> None:
     answer = CLIENT.get(address + path, headers={"host": host})
     assert answer.status_code == 403
-    assert answer.json()["error"]["code"] == "host"
+    error = answer.json()["error"]
+    assert error["code"] == "host"
+    assert error["message"].startswith(f"host = {host!r} is no name of this server")
 
 
 def test_open_to_a_network_an_address_is_let_in_and_a_name_is_not(locked: str) -> None:
@@ -129,7 +131,7 @@ def test_too_long_a_body_is_refused_whatever_it_says(address: str) -> None:
         b'{"prompt": [999999999999999999999]}',
         b'{"prompt": [[]]}',
         b'{"model": "\\u0000", "prompt": ["x", 5]}',
-        b'{"prompt": "x", "backgpt": null}',
+        b'{"prompt": "x", "backgpt": 5}',
     ],
 )
 def test_what_is_no_request_is_a_400_in_openais_shape(address: str, body: bytes) -> None:
@@ -146,6 +148,8 @@ def test_what_is_no_request_is_a_400_in_openais_shape(address: str, body: bytes)
         ({"prompt": "x", "backgpt": {"words": [5]}}, "backgpt.words.0"),
         ({"prompt": "x", "sing": 5}, "sing"),
         ({"prompt": "x", "backgpt": {"sing": 5}}, "backgpt.sing"),
+        ({"prompt": "x", "messages": []}, "messages"),
+        ({"prompt": "x", "backgpt": {"seed": 5}}, "backgpt.seed"),
     ],
 )
 def test_the_field_that_is_wrong_is_called_by_its_name(
@@ -192,6 +196,40 @@ def test_a_large_request_that_is_wrong_is_not_a_thousand_errors(kind: Any, body:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
     assert caught.value.error_count() <= 5
+
+
+def test_null_says_nothing_not_even_in_a_field_that_is_not_known(address: str) -> None:
+    body = {"prompt": "x", "max_tokens": 1, "functions": None, "backgpt": None, "n": None}
+    assert CLIENT.post(address + PATH, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/tiny", "/metrics"])
+def test_what_can_be_got_answers_head_as_well(address: str, path: str) -> None:
+    answer = CLIENT.head(address + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_body_that_comes_too_slowly_is_given_up() -> None:
+    async def test() -> None:
+        sent: list[Any] = []
+
+        async def never() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers}
+        rules = Rules(body_seconds=0.01)
+        await Guard(lambda *_: assert_never_run(), rules)(scope, never, send)
+        assert sent[0]["status"] == 408
+
+    asyncio.run(test())
+
+
+async def assert_never_run() -> None:
+    raise AssertionError("a request that is not whole must not be answered")
 
 
 def test_a_body_that_is_broken_off_runs_nothing() -> None:
@@ -246,6 +284,15 @@ def test_without_the_key_nothing_is_done(locked: str, path: str) -> None:
     method = {"content": BODY, "headers": {**JSON, **key}}
     answer = CLIENT.request("POST" if path == PATH else "GET", locked + path, **method)  # type: ignore[arg-type]
     assert answer.status_code == 200
+
+
+def test_the_schema_tells_of_the_key_if_there_is_one(address: str, locked: str) -> None:
+    key = {"authorization": "Bearer key é".encode()}
+    schema = CLIENT.get(locked + "/openapi.json", headers=key).json()  # type: ignore[arg-type]
+    [name] = schema["components"]["securitySchemes"]
+    assert schema["security"] == [{name: []}]
+    assert schema["paths"]["/health"]["get"]["security"] == []
+    assert "security" not in CLIENT.get(address + "/openapi.json").json()
 
 
 def test_health_and_the_page_need_no_key(locked: str) -> None:

@@ -219,6 +219,17 @@ def test_the_models_say_what_they_can_do(address: str, model: Model) -> None:
     assert forward["backgpt"]["directions"] == ["forward"]
 
 
+def test_a_name_that_says_the_way_is_taken_wherever_a_name_is(address: str) -> None:
+    assert CLIENT.get(address + "/v1/models/tiny:forward").json()["id"] == "tiny:forward"
+    assert CLIENT.get(address + "/v1/models/tiny:sideways").status_code == 404
+    assert CLIENT.get(address + "/v1/models/plain:forward").json()["error"]["param"]
+    for name, told in (("tiny", 2), ("tiny:forward", 1), ("tiny:backward", 1)):
+        [text] = post(address, "/v1/score", input="The end.", model=name).json()["data"]
+        ways = [way for way in ("backward", "forward") if text.get(way)]
+        assert len(ways) == told
+        assert ":" not in name or ways == [name.partition(":")[2]]
+
+
 def test_metrics_count_what_was_done_and_hold_no_text(address: str) -> None:
     post(address, "/v1/completions", prompt="SECRET", max_tokens=2)
     post(address, "/v1/SECRET", prompt="x")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_chats_are_the_same_turn_by_turn(addresses: tuple[str, str], mode: str) 
     for choice, expected in zip(ours, theirs, strict=True):
         assert choice["message"] == expected["message"]
         assert choice["backgpt"]["messages"] == expected["backgpt"]["messages"]
+    options = {"order": "prepend"}
+    told = [
+        {
+            (choice["index"], choice["backgpt"]["turn"], choice["backgpt"]["role"])
+            for chunk in chunks_of(one, "/v1/chat/completions", **asked, stream_options=options)
+            for choice in chunk["choices"]
+            if "turn" in choice.get("backgpt", {})
+        }
+        for one in addresses
+    ]
+    assert told[0] == told[1]
+    assert {turn for _, turn, _ in told[0]} == ({0, 1, 2} if mode == "rewind" else {0})
 
 
 def test_raw_ids_come_back_with_their_log_probabilities_in_model_order(
@@ -120,6 +133,42 @@ def test_a_model_that_writes_by_words_is_refused(addresses: tuple[str, str]) -> 
     answer = post(addresses[1], PATH, prompt="x", model="words")
     assert answer.status_code == 400
     assert "by words" in answer.json()["error"]["message"]
+
+
+def test_likeliest_others_are_not_told_of_and_not_left_out_quietly(
+    addresses: tuple[str, str],
+) -> None:
+    answer = post(addresses[1], PATH, prompt="x", logprobs=2)
+    assert answer.status_code == 400
+    assert "no alternatives are told" in answer.json()["error"]["message"]
+
+
+def test_what_is_written_behind_is_counted(addresses: tuple[str, str]) -> None:
+    post(addresses[1], PATH, prompt="x", max_tokens=2)
+    metrics = CLIENT.get(addresses[1] + "/metrics").text
+    [drawn] = re.findall(r"^backgpt_tokens_drawn_total (\S+)$", metrics, re.MULTILINE)
+    assert float(drawn) >= 1
+
+
+def test_told_to_stop_it_fails_what_is_not_finished(model: Model) -> None:
+    async def test() -> None:
+        async def hang(_: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        front = catalog_of(model)
+        upstream = Upstream("http://x", front, max_in_flight=9, transport=httpx.MockTransport(hang))
+        job = Job(model.language, model.prompt("The end."), sampling=Sampling())
+        channel = upstream.write([Part(model.engine, job)])
+        await asyncio.sleep(0.01)
+        upstream.ask_to_stop()
+        with pytest.raises(ApiError, match="the server is stopping"):
+            async for _ in channel.events():
+                pass
+        assert upstream.in_flight == 0
+        await upstream.close()
+
+    asyncio.run(test())
 
 
 def test_a_client_that_leaves_stops_the_server_behind(tokenizer: Tokenizer) -> None:
@@ -378,6 +427,7 @@ def test_the_connections_are_closed_when_the_server_ends(model: Model) -> None:
         {"logprobs": 0},
         {"echo": True},
         {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"order": "prepend"}},
     ],
 )
 def test_what_means_nothing_for_raw_ids_is_refused(

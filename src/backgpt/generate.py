@@ -4,9 +4,9 @@
 a backward model. One sample or many, streaming or not: all go through `Drawing`.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Literal
 
@@ -202,19 +202,12 @@ def texts_of(engine: Engine, jobs: Sequence[Job]) -> Generator[list[Text], None,
     for job in jobs:
         room_for(engine, job)
     together: list[Job] = []
-    for part in _parts(jobs):
+    for part in chain.from_iterable(job.split(MOST_AT_ONCE) for job in jobs):
         if sum(job.n for job in (*together, part)) > MOST_AT_ONCE:
             yield _side_by_side(engine, together)
             together = []
         together.append(part)
     yield _side_by_side(engine, together)
-
-
-def _parts(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Yield jobs of at most `MOST_AT_ONCE` samples each that write what `jobs` do."""
-    for job in jobs:
-        for first in range(0, job.n, MOST_AT_ONCE):
-            yield replace(job, n=min(MOST_AT_ONCE, job.n - first), first=job.first + first)
 
 
 def _side_by_side(engine: Engine, jobs: Sequence[Job]) -> list[Text]:

@@ -9,7 +9,7 @@ requests of a server.
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,11 @@ class Job:
     seed: int = field(default=0, kw_only=True)
     stop: Sequence[str] = field(default=(), kw_only=True, repr=False)
     n_likeliest: int = field(default=0, kw_only=True)
+
+    def split(self, most: int) -> "Iterator[Job]":
+        """Yield jobs of at most `most` samples each that together write what this one does."""
+        for done in range(0, self.n, most):
+            yield replace(self, n=min(most, self.n - done), first=self.first + done)
 
 
 class Drawn(NamedTuple):

@@ -2,11 +2,14 @@
 
 import errno
 import logging
+import math
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from typer import Option
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
     from backgpt.server.catalog import Catalog
     from backgpt.server.decode import DecodeThread
     from backgpt.server.guard import Rules
+    from backgpt.server.service import Writes
 
 KEY_VARIABLE = "BACKGPT_API_KEY"
 UPSTREAM_KEY_VARIABLE = "BACKGPT_UPSTREAM_API_KEY"
 EVERYWHERE = ("0.0.0.0", "::")
-GRACE_SECONDS = 3
+SECONDS_TO_TELL = 3  # that streams have to say that they end
+KEEP_ALIVE_SECONDS = 75  # longer than clients, so that no connection closes under a request
 
 
 def serve(
@@ -55,6 +60,13 @@ def serve(
     max_waiting: Annotated[
         int, Option(help="Most texts that wait; beyond, clients are told to try again.", min=0)
     ] = 256,
+    grace_seconds: Annotated[
+        float,
+        Option(help="Told to stop, it waits so long for what is being written.", min=0, max=3600),
+    ] = 5.0,
+    access_log: Annotated[
+        bool, Option("--access-log", help="Log each request: no text, only what was answered.")
+    ] = False,
     upstream: Annotated[
         str | None,
         Option(
@@ -67,7 +79,8 @@ def serve(
 ) -> None:
     """Serve the page where text grows leftward, and an API in OpenAI's shape.
 
-    It listens on this machine only, sends nothing anywhere, and logs no text.
+    It listens on this machine only, sends nothing anywhere, and logs no text. Ctrl-C, or SIGTERM,
+    lets it finish what is being written; once more, and it stops at once.
     """
     key = _api_key(api_key_file)
     if host not in LOOPBACK and key is None and not open_to_network:
@@ -82,12 +95,13 @@ def serve(
 
         from backgpt.server.app import Settings, create_app
         from backgpt.server.decode import DecodeThread
+        from backgpt.server.service import Writes
         from backgpt.server.upstream import Upstream
 
     catalog = _catalog(model, device, threads)
     listening = _listen(host, port)
     decoder = DecodeThread(max_running=max_running, max_waiting=max_waiting)
-    writer = None
+    writer: Writes = decoder
     if upstream is not None:
         writer = Upstream(
             upstream,
@@ -98,28 +112,44 @@ def serve(
     settings = Settings(rules=_rules(host, key, allowed_host))
     app = create_app(catalog, decoder=decoder, writer=writer, settings=settings)
     print(f"backgpt: serving {catalog.names} at {_url(listening)}", file=sys.stderr, flush=True)
-    _run(app, decoder, listening)
+    _set_up_logs(access=access_log)
+    _run(app, decoder, writer, listening=listening, grace_seconds=grace_seconds)
 
 
-def _run(app: "FastAPI", decoder: "DecodeThread", listening: socket.socket) -> None:
+def _run(
+    app: "FastAPI",
+    decoder: "DecodeThread",
+    writer: "Writes",
+    *,
+    listening: socket.socket,
+    grace_seconds: float,
+) -> None:
     """Answer requests until told to end. Raises BackgptError if the models cannot be run."""
     import uvicorn
 
-    logging.basicConfig(level=logging.WARNING, format="backgpt: %(message)s")
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # warns of clients that left
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_config=None,
-            access_log=False,
             server_header=False,
             ws="none",
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(grace_seconds) + SECONDS_TO_TELL,
         )
     )
 
-    def stop(signal: int, frame: Any) -> None:
-        decoder.ask_to_stop()  # so that streams end, before connections are waited for
+    def fail_what_runs() -> None:
+        for one in (decoder, writer):
+            one.ask_to_stop()
+
+    def stop(signal: int, frame: FrameType | None) -> None:
+        """Let what runs end in its time; told a second time, have it fail at once."""
+        again = server.should_exit
+        if not again and (decoder.in_flight or writer.in_flight):  # print may be what it came upon
+            os.write(2, f"backgpt: stopping, in at most {grace_seconds:g} s\n".encode())
+        timer = threading.Timer(0.0 if again else grace_seconds, fail_what_runs)
+        timer.daemon = True
+        timer.start()
         uvicorn.Server.handle_exit(server, signal, frame)
 
     def died() -> None:
@@ -130,6 +160,13 @@ def _run(app: "FastAPI", decoder: "DecodeThread", listening: socket.socket) -> N
     server.run(sockets=[listening])
     if not decoder.stopped_in_peace:
         raise BackgptError("the models can no longer be run: start the server again")
+
+
+def _set_up_logs(*, access: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="backgpt: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # warns of clients that left
+    if access:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
 
 
 def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Catalog":

@@ -32,7 +32,7 @@ MOST_SHOWN = 40  # characters of a value that is refused
 TITLE = "backgpt"
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 }
 
 
@@ -58,7 +58,7 @@ def create_app(
     settings = settings or Settings()
     decoder = decoder or DecodeThread()
     writer = writer or decoder
-    metrics = Metrics(decoder)
+    metrics = Metrics(decoder, writer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,6 +84,7 @@ def create_app(
     _add_watching(app, decoder, metrics)
     _add_page(app, settings.page)
     _add_errors(app)
+    app.openapi = lambda: _schema(app, with_key=settings.rules.api_key is not None)  # type: ignore[method-assign]
     routes = frozenset(app.openapi()["paths"]) | {"/"}
     app.add_middleware(CatchFaults)
     app.add_middleware(Guard, rules=settings.rules)
@@ -118,7 +119,7 @@ def _add_watching(app: FastAPI, decoder: DecodeThread, metrics: Metrics) -> None
 
 
 def _add_page(app: FastAPI, page: Path) -> None:
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def index() -> Response:
         if not (page / "index.html").is_file():
             raise ApiError(404, "this installation has no page: the API is at /v1/models")
@@ -148,7 +149,6 @@ def _add_errors(app: FastAPI) -> None:
     told(BackgptError, as_api_error)
     told(RequestValidationError, _invalid)
     told(HTTPException, _refused)
-    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
 
 
 def _refused(error: HTTPException) -> ApiError:
@@ -162,8 +162,11 @@ def _invalid(error: RequestValidationError) -> ApiError:
     """Return a 400 that says what is wrong with which field, the first of them."""
     first = _most_telling(error.errors())
     unknown = first["type"] == "extra_forbidden"
-    known = [part for part in first["loc"] if isinstance(part, int) or part in schema.FIELDS]
-    where = ".".join(map(str, [*known, first["loc"][-1]] if unknown else known))
+    *outer, last = first["loc"]
+    known = [part for part in outer if isinstance(part, int) or part in schema.FIELDS]
+    if unknown or isinstance(last, int) or last in schema.FIELDS:
+        known.append(last)
+    where = ".".join(map(str, known))
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON")
     message = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
@@ -173,8 +176,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
         return ApiError(400, message if is_rule else "the body is no JSON object: send one")
     if unknown:
         message = "this field is not known here: leave it out"
-    elif where in schema.ONLY_ZERO:
-        message = "only 0 is taken: leave it out"
+    elif where in schema.NOT_TAKEN:
+        message = f"{schema.NOT_TAKEN[where]}: leave it out"
     param, value = where, first["input"]
     if not unknown and isinstance(value, int | float | str) and len(str(value)) <= MOST_SHOWN:
         where = f"{where} = {json.dumps(value)}"
@@ -185,15 +188,21 @@ def _most_telling(errors: Sequence[Any]) -> Any:
     """Return the error that says most of the first field.
 
     Where a field may be of several types, there is one for each: what is of one of them and wrong
-    otherwise comes before what is of another type, and the deeper one before the others.
+    otherwise comes before what is of another type, the deeper one before the others, and in lists
+    the one that comes later.
     """
     field = errors[0]["loc"][:2]
     same = [error for error in errors if error["loc"][:2] == field]
-    return max(same, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
+
+    def tells(error: Any) -> tuple[bool, int, list[int]]:
+        numbers = [part for part in error["loc"] if isinstance(part, int)]
+        return not error["type"].endswith("_type"), len(error["loc"]), numbers
+
+    return max(same, key=tells)
 
 
-def _schema(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI schema, made once, without the 422 that is never sent."""
+def _schema(app: FastAPI, *, with_key: bool) -> dict[str, Any]:
+    """Return the OpenAPI schema, made once: without the 422 that is never sent, with the key."""
     if not app.openapi_schema:
         made = get_openapi(
             title=app.title,
@@ -204,5 +213,9 @@ def _schema(app: FastAPI) -> dict[str, Any]:
         for path in made["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        if with_key:
+            made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            made["security"] = [{"key": []}]
+            made["paths"]["/health"]["get"]["security"] = []
         app.openapi_schema = made
     return app.openapi_schema

@@ -85,10 +85,9 @@ class Catalog:
 
     def card(self, name: str) -> ModelCard:
         """Return what one model is. Raises ApiError if there is none of that name."""
-        found = next((card for card in self.list().data if card.id == name), None)
-        if found is None:
-            raise self._missing(name)
-        return found
+        base, _ = self._find(name, None)
+        found = next(card for card in self.list().data if card.id == base)
+        return found.model_copy(update={"id": name})
 
     def _missing(self, name: str) -> ApiError:
         return ApiError(
@@ -98,14 +97,20 @@ class Catalog:
             code="model_not_found",
         )
 
+    def direction_in(self, name: str | None) -> Direction | None:
+        """Return the direction that a name ends with, if it does."""
+        base, _, way = (name or "").rpartition(":")
+        if name in self._models or base not in self._models:
+            return None
+        return next((direction for direction in DIRECTIONS if direction == way), None)
+
     def _find(self, name: str, direction: Direction | None) -> tuple[str, Model]:
-        base, _, way = name.rpartition(":")
-        if name not in self._models and way in DIRECTIONS and base in self._models:
+        if way := self.direction_in(name):
             if direction not in (None, way):
                 raise ApiError(
                     400, f"direction = {direction}, but the model is {name}", param="model"
                 )
-            name, direction = base, way
+            name, direction = name.removesuffix(f":{way}"), way
         served = self._models.get(name)
         if served is None:
             raise self._missing(name)

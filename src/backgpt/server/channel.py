@@ -1,8 +1,8 @@
 """What goes between a request and what computes for it: parts to write, and a channel back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backgpt.engine import Engine
@@ -16,9 +16,9 @@ from backgpt.server.failures import FaultError
 class Part:
     """One job of a request, whose samples are its choices from number `first` on.
 
-    `after` is called with each text that is
-    finished, and may return the job that the same choice goes on with, of one sample. With
-    `tells_ids` every id that is drawn is told, whether or not it makes text.
+    `after` is called with each text that is finished, and may return the job that the same choice
+    goes on with, of one sample. With `tells_ids` every id that is drawn is told, whether or not it
+    makes text.
     """
 
     engine: Engine
@@ -26,6 +26,12 @@ class Part:
     first: int = 0
     after: Callable[[Text], Job | None] | None = None
     tells_ids: bool = False
+
+    def split(self, most: int) -> "Iterator[Part]":
+        """Yield parts of at most `most` samples each that together are this one."""
+        done = self.first - self.job.first
+        for job in self.job.split(most):
+            yield replace(self, job=job, first=done + job.first)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class _Answer:
         ended = [event async for event in channel.events() if isinstance(event, Ended)]
         drawings = [event.drawing for event in sorted(ended, key=lambda event: event.index)]
         if self.choices.of_bridges or self.choices.ranked:
-            found = await service.worked_out(self.choices.best(drawings))
+            found = await service.finish(self.choices.best(drawings))
         else:
             found = [self.choices.of_text(*numbered) for numbered in enumerate(drawings)]
         return self.completion(found, sum(drawing.result.n_tokens for drawing in drawings))
@@ -171,6 +171,8 @@ class _Answer:
         }
         if ended:
             choice["backgpt"] = as_chunk(ended.backgpt)
+            if ended.token_ids is not None:
+                choice["token_ids"] = ended.token_ids
         return {**self._envelope(), "choices": [choice]}
 
     def _usage_chunk(self, usage: Usage) -> Chunk:
@@ -204,7 +206,7 @@ def _refuse_what_cannot_be(asked: CompletionRequest, choices: Choices) -> None:
     """Raise ApiError for what does not go together."""
     given = choices.given
     if asked.count > MOST_SAMPLES:
-        raise ApiError(400, f"n = {asked.count}: ask for at most {MOST_SAMPLES}", param="n")
+        raise ApiError(400, f"n = {asked.count}: it must be at most {MOST_SAMPLES}", param="n")
     if asked.best_of is not None and asked.best_of < asked.count:
         raise ApiError(
             400,

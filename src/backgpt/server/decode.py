@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backgpt.server.channel import Channel, Part, Said
-from backgpt.server.failures import ApiError, BusyError, place_of
+from backgpt.server.failures import BusyError, StoppingError, place_of
 from backgpt.server.scheduler import Arrived, Scheduler, SliceTask, WriteTask
 from backgpt.slices import Slices
 
@@ -50,23 +50,18 @@ class DecodeThread:
         self._gone: list[Channel] = []
 
     def write(self, parts: Sequence[Part]) -> Channel:
-        """Begin to write the parts of a request, in order.
-
-        Raises BusyError if too many wait, and ApiError for more samples than can ever run.
-        """
-        most = max(part.job.n for part in parts)
-        if most > self.max_running:
-            raise ApiError(
-                400,
-                f"{most} texts at once: this server writes at most {self.max_running}",
-                param="n",
-            )
+        """Begin to write the parts of a request, in order. Raises BusyError if too many wait."""
         weight = sum(part.job.n for part in parts)
-        return self._admit(weight, lambda channel: [WriteTask(channel, part) for part in parts])
+        small = [one for part in parts for one in part.split(self.max_running)]
+        return self._admit(weight, lambda channel: [WriteTask(channel, part) for part in small])
 
-    def work(self, work: Slices[Any]) -> Channel:
-        """Begin work in slices: between two of them others get their turn. Raises BusyError."""
-        return self._admit(1, lambda channel: [SliceTask(channel, work)])
+    def work(self, work: Slices[Any], *, admitted: bool = False) -> Channel:
+        """Begin work in slices: between two of them others get their turn.
+
+        Raises BusyError if too many wait, unless it is what remains of a request that was
+        `admitted`.
+        """
+        return self._admit(0 if admitted else 1, lambda channel: [SliceTask(channel, work)])
 
     @property
     def seconds_since_last_round(self) -> float:
@@ -77,6 +72,11 @@ class DecodeThread:
     def is_alive(self) -> bool:
         """Whether there is a thread."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def n_drawn(self) -> int:
+        """How many ids were drawn."""
+        return self.scheduler.n_drawn
 
     @property
     def n_waiting(self) -> int:
@@ -90,7 +90,7 @@ class DecodeThread:
 
     def ask_to_stop(self) -> None:
         """Have the thread stop after this round; what is not finished fails."""
-        with self._wake:  # may be held by this very thread, in whose midst a signal came
+        with self._wake:
             self._stopping = True
             self._wake.notify()
 
@@ -106,12 +106,13 @@ class DecodeThread:
 
     def _admit(self, weight: int, made: Callable[[Channel], Sequence[Arrived]]) -> Channel:
         """Hand what is `made` for a new channel to the thread. Raises BusyError if it is full."""
-        if self.in_flight and self.in_flight + weight > self.max_running + self.max_waiting:
+        most = self.max_running + self.max_waiting
+        if weight and self.in_flight and self.in_flight + weight > most:
             raise BusyError
         channel = Channel(weight, self._cancel)
         with self._wake:
             if self._stopping:
-                raise _stopping()
+                raise StoppingError
             self._arrived += made(channel)
             self._wake.notify()
         self.in_flight += weight
@@ -145,8 +146,8 @@ class DecodeThread:
                 self._stopping = True
             late, _ = self._news()
             for channel in dict.fromkeys(one.channel for one in late):
-                self.scheduler.said += [(channel, _stopping()), (channel, None)]
-            self.scheduler.end_all(_stopping())
+                self.scheduler.said += [(channel, StoppingError()), (channel, None)]
+            self.scheduler.end_all(StoppingError())
             self._deliver()
 
     def _news(self) -> tuple[list[Arrived], list[Channel]]:
@@ -168,7 +169,3 @@ class DecodeThread:
                 loop.call_soon_threadsafe(self._tell, mine)
             except RuntimeError:  # the loop is closed: nobody listens
                 log.debug("nobody listens")
-
-
-def _stopping() -> ApiError:
-    return ApiError(503, "the server is stopping", code="stopping")

@@ -20,6 +20,7 @@ TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
@@ -55,6 +56,13 @@ class BusyError(ApiError):
             code="server_busy",
             headers={"Retry-After": "1"},
         )
+
+
+class StoppingError(ApiError):
+    """The server was told to stop, and this was not finished in time."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the server is stopping", code="stopping")
 
 
 class FaultError(ApiError):

@@ -1,10 +1,11 @@
-"""Who may ask what: checked before anything else, in pure ASGI.
+"""Who may ask what, and how long it may take to: checked before anything else, in pure ASGI.
 
 A page of another site must not reach a server on this machine: so the Host has to be one of ours
 (DNS rebinding), an Origin has to be the same, nothing is allowed across origins, and a POST has to
 be JSON, which no form can send.
 """
 
+import asyncio
 import hmac
 import ipaddress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from backgpt.server.failures import ApiError, error_response
 WITHOUT_KEY = ("/", "/health")
 STATIC = "/static/"
 NOT_IN_A_HOST = "@/?#\\"
+MOST_SHOWN = 80  # characters of a name that is refused
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -41,6 +43,7 @@ class Rules:
     any_address: bool = False
     api_key: str | None = None
     most_body_bytes: int = 1 << 20
+    body_seconds: float = 30.0
 
 
 class Guard:
@@ -63,10 +66,12 @@ class Guard:
 
         try:
             check(scope, self._rules)
-            body = await _whole(receive, self._rules.most_body_bytes)
+            body = await _whole(receive, self._rules)
         except ApiError as error:
             await error_response(error)(scope, receive, with_headers)
             return
+        if scope["method"] == "HEAD":  # whatever answers GET; servers send no body then
+            scope = {**scope, "method": "GET"}
         await self._app(scope, _again(body, receive), with_headers)
 
 
@@ -75,7 +80,11 @@ def check(scope: Scope, rules: Rules) -> None:
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not _is_ours(host, rules):
-        raise ApiError(403, "this host name is not the server's", code="host")
+        raise ApiError(
+            403,
+            f"host = {host[:MOST_SHOWN]!r} is no name of this server: start it with --allowed-host",
+            code="host",
+        )
     origin = headers.get("origin")
     if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
         raise ApiError(403, "requests from other origins are not taken", code="origin")
@@ -90,17 +99,23 @@ def check(scope: Scope, rules: Rules) -> None:
         raise _too_large(rules.most_body_bytes)
 
 
-async def _whole(receive: Receive, most: int) -> bytes:
-    """Return the body. Raises ApiError if it is longer than `most` bytes, or the client leaves."""
+async def _whole(receive: Receive, rules: Rules) -> bytes:
+    """Return the body. Raises ApiError if it is too long or too slow, or the client leaves."""
     body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError(400, "the body is not whole")  # nobody reads it, nothing is done
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > most:
-            raise _too_large(most)
+    try:
+        async with asyncio.timeout(rules.body_seconds):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the body is not whole")  # nobody reads it
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > rules.most_body_bytes:
+                    raise _too_large(rules.most_body_bytes)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body was not whole after {rules.body_seconds:g} s: send it faster"
+        ) from None
     return bytes(body)
 
 

@@ -8,22 +8,23 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backgpt.server.decode import DecodeThread
+from backgpt.server.service import Writes
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 OTHER = "other"
 
 
 class _Counts(Collector):
-    """What the decode thread counts itself."""
+    """What the decode thread and what writes count themselves."""
 
-    def __init__(self, decoder: DecodeThread) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: DecodeThread, writer: Writes) -> None:
+        self._decoder, self._writer = decoder, writer
 
     def collect(self) -> list[CounterMetricFamily]:
         """Return the counts as they are now."""
         scheduler = self._decoder.scheduler
         counts = (
-            ("backgpt_tokens_drawn", "Tokens written.", scheduler.n_drawn),
+            ("backgpt_tokens_drawn", "Tokens written.", self._writer.n_drawn),
             ("backgpt_faults", "Faults while models ran.", scheduler.n_faults),
             ("backgpt_canceled", "Requests whose clients left.", scheduler.n_canceled),
         )
@@ -33,13 +34,17 @@ class _Counts(Collector):
 class Metrics:
     """The server's metrics, in a registry of their own."""
 
-    def __init__(self, decoder: DecodeThread) -> None:
+    def __init__(self, decoder: DecodeThread, writer: Writes) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Counts(decoder))
-        scheduler = decoder.scheduler
+        self.registry.register(_Counts(decoder, writer))
+        scheduler, both = decoder.scheduler, {decoder, writer}
         gauges = (
             ("backgpt_samples_running", "Samples being written.", lambda: scheduler.n_running),
-            ("backgpt_samples_in_flight", "Asked for and not ended.", lambda: decoder.in_flight),
+            (
+                "backgpt_samples_in_flight",
+                "Asked for and not ended.",
+                lambda: sum(one.in_flight for one in both),
+            ),
             ("backgpt_work_waiting", "Jobs that wait to begin.", lambda: decoder.n_waiting),
             (
                 "backgpt_seconds_since_last_round",

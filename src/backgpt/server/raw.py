@@ -21,7 +21,7 @@ from backgpt.running import Drawn, Job, room_for
 from backgpt.server.channel import Channel, Ended, Part, Wrote
 from backgpt.server.failures import ApiError
 from backgpt.server.prompts import check_length
-from backgpt.server.schema import CompletionRequest, RawStops
+from backgpt.server.schema import MOST_RAW, CompletionRequest, RawStops
 from backgpt.server.service import Service
 from backgpt.server.streams import Chunk, Stream, while_connected
 
@@ -94,12 +94,15 @@ def _choice(index: int, drawn: list[Drawn], reason: str | None) -> Chunk:
 
 def _refuse_what_has_no_meaning(asked: CompletionRequest) -> None:
     ours = asked.backgpt
+    if asked.count > MOST_RAW:
+        raise ApiError(400, f"n = {asked.count}: it must be at most {MOST_RAW}", param="n")
     given = {
         "stop": asked.stops,
         "logprobs": asked.logprobs is not None,
         "echo": asked.echo,
         "best_of": asked.best_of is not None,
         "stream_options.include_usage": asked.wants_usage,
+        "stream_options.order": asked.order != "append",
         "backgpt.continues": ours.continues,
     }
     for name, value in given.items():

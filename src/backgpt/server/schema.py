@@ -16,11 +16,18 @@ from backgpt.sampling import Sampling
 
 MOST_SAMPLES = 16
 MOST_TRIED = 64
+MOST_RAW = 64
 MOST_TEXTS = 64
 MOST_STOPS = 4
 MOST_FIELDS = 64
-ONLY_ZERO = ("presence_penalty", "frequency_penalty")
-"""Fields of OpenAI's that would say something if they were not 0."""
+NOT_TAKEN = {
+    "presence_penalty": "only 0 is taken",
+    "frequency_penalty": "only 0 is taken",
+    "logit_bias": "not done here",
+    "tools": "models here use no tools",
+    "stream_options.include_obfuscation": "not done here",
+}
+"""Fields of OpenAI's that are taken as long as they say nothing, and why no more."""
 MOST_LIKELIEST = 20
 MOST_TURNS = 32
 MOST_CHARACTERS = 1 << 16  # of all texts to score
@@ -35,22 +42,25 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    """A request or a part of one: strict, without unknown fields."""
+    """A request or a part of one: strict, without unknown fields; null says nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _few_fields(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > MOST_FIELDS:  # each would be an error
+    def _what_says_something(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if len(given) > MOST_FIELDS:  # each would be an error
             raise ValueError(f"{len(given):,} fields: no request has so many")
-        return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class StreamOptions(Body):
     """How a stream is told. `order` "prepend" gives live pieces to put in front."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
     order: Order = "append"
 
 
@@ -74,6 +84,8 @@ class GenerationRequest(Body):
     stream_options: StreamOptions | None = None
     # Of OpenAI's fields those that say nothing here, and those that must say nothing.
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -153,7 +165,7 @@ class CompletionRequest(GenerationRequest):
     written, over all choices of a prompt, the best are told of.
     """
 
-    n: int | None = Field(None, ge=1, le=MOST_TRIED)  # above MOST_SAMPLES for a raw prompt alone
+    n: int | None = Field(None, ge=1)  # at most MOST_SAMPLES, of a raw prompt MOST_RAW
     suffix: str | None = None
     prompt: (
         str

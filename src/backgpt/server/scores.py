@@ -35,10 +35,11 @@ router = APIRouter()
 async def score(asked: ScoreRequest, request: Request, service: TheService) -> Response:
     """Say how likely texts are, word by word, read backward, forward, or both."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    way: Direction | None = None if asked.direction == "both" else asked.direction
+    asked_way = asked.direction or service.catalog.direction_in(asked.model)
+    way: Direction | None = None if asked_way == "both" else asked_way
     name, model = service.catalog.for_text(asked.model, way)
     models = [model]
-    if way is None and (model.language.told or asked.direction == "both"):
+    if way is None and (model.language.told or asked_way == "both"):
         models.append(model.turned())
     most = min(context_size(one.engine, one.language) for one in models) // 2
     if asked.overlap > most:

@@ -9,8 +9,8 @@ where a text may end; others get stop ids and a bias against the rest of the con
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import httpx
@@ -20,10 +20,21 @@ from backgpt.generate import Drawing
 from backgpt.running import Drawn, Job, room_for
 from backgpt.server.catalog import Catalog
 from backgpt.server.channel import Channel, Ended, Part, Wrote
-from backgpt.server.failures import ApiError, BusyError, FaultError, log, place_of
+from backgpt.server.failures import (
+    ApiError,
+    BusyError,
+    FaultError,
+    StoppingError,
+    log,
+    place_of,
+)
 
 SECONDS = httpx.Timeout(60.0, connect=5.0, pool=None)
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+LIMITS = httpx.Limits(
+    max_connections=None,
+    max_keepalive_connections=20,
+    keepalive_expiry=2.0,  # seconds, less than servers keep a connection: uvicorn's default is 5
+)
 NEVER = -100.0  # OpenAI's bias for an id that must not come
 OURS = "backgpt"
 
@@ -40,7 +51,7 @@ class Upstream:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.in_flight = 0
+        self.in_flight = self.n_drawn = 0
         self._catalog, self._max_in_flight = catalog, max_in_flight
         self._url = url.rstrip("/").removesuffix("/v1")
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -54,6 +65,12 @@ class Upstream:
         """Begin to write the parts of a request. Raises ApiError if that cannot be."""
         if parts[0].job.language.by_word:
             raise ApiError(400, "models that write by words cannot be run upstream", param="model")
+        if parts[0].job.n_likeliest:
+            raise ApiError(
+                400,
+                "no alternatives are told of what is written upstream: 0 at most",
+                param="logprobs",
+            )
         weight = sum(part.job.n for part in parts)
         if self.in_flight and self.in_flight + weight > self._max_in_flight:
             raise BusyError
@@ -61,6 +78,11 @@ class Upstream:
         channel = Channel(weight, self._cancel)
         self._tasks[channel] = asyncio.create_task(self._write_all(channel, parts))
         return channel
+
+    def ask_to_stop(self) -> None:
+        """Have what is not finished fail; from any thread."""
+        for channel, task in list(self._tasks.items()):
+            channel.loop.call_soon_threadsafe(task.cancel)
 
     async def close(self) -> None:
         """Stop what is being written, and let go of the connections."""
@@ -75,11 +97,12 @@ class Upstream:
             task.cancel()
 
     async def _write_all(self, channel: Channel, parts: Sequence[Part]) -> None:
-        error: BackgptError | None = None
+        error: BackgptError | None = StoppingError()  # for who still listens if it is canceled
         try:
             async with asyncio.TaskGroup() as group:
                 for part in parts:
                     group.create_task(self._write(channel, part))
+            error = None
         except* httpx.HTTPError as errors:
             log.error("upstream: %s", place_of(errors.exceptions[0]))
             error = _bad_gateway("cannot be reached")
@@ -102,27 +125,31 @@ class Upstream:
             job, following = following, None
             drawings = [Drawing(job) for _ in range(job.n)]
             unfinished = set(range(job.n))
-            async for number, drawn, ended in self._drawn(part, job):
-                if number not in unfinished:
-                    continue
-                drawing, index = drawings[number], part.first + number
-                if drawn is not None:
-                    piece = drawing.take(drawn)
-                    if piece or part.tells_ids:
-                        channel.put(Wrote(index, piece, turn, drawn))
-                if ended or drawing.stopped:
-                    unfinished.remove(number)
-                    if piece := drawing.finish():
-                        channel.put(Wrote(index, piece, turn))
-                    following = part.after(drawing.result) if part.after else None
-                    channel.put(Ended(index, drawing, turn, more=following is not None))
-                if not unfinished:
-                    break
+            async with aclosing(self._drawn(part, job)) as drawing_on:
+                async for number, drawn, ended in drawing_on:
+                    if number not in unfinished:
+                        continue
+                    drawing, index = drawings[number], part.first + number
+                    if drawn is not None:
+                        self.n_drawn += 1
+                        piece = drawing.take(drawn)
+                        if piece or part.tells_ids:
+                            channel.put(Wrote(index, piece, turn, drawn))
+                    if ended or drawing.stopped:
+                        unfinished.remove(number)
+                        if piece := drawing.finish():
+                            channel.put(Wrote(index, piece, turn))
+                        following = part.after(drawing.result) if part.after else None
+                        channel.put(Ended(index, drawing, turn, more=following is not None))
+                    if not unfinished:
+                        break
             if unfinished:
                 raise _bad_gateway("ended its answer too early")
             turn += 1
 
-    async def _drawn(self, part: Part, job: Job) -> AsyncIterator[tuple[int, Drawn | None, bool]]:
+    async def _drawn(
+        self, part: Part, job: Job
+    ) -> AsyncGenerator[tuple[int, Drawn | None, bool], None]:
         """Yield (sample, id drawn, whether the sample ends with it) as they come."""
         body, id_of = await self._body(part, job), _IdOf(job)
         async with self._client.stream(
