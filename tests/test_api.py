@@ -1,5 +1,7 @@
 """What people import: a model trained both ways, with hints, through its public face."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,18 @@ import numpy as np
 import pytest
 
 import backgpt
-from backgpt.api import Model, check_twins
+from backgpt import Message, Sampling
+from backgpt.api import Model, check_twins, load
+from backgpt.chat import Template
 from backgpt.config import TrainConfig
 from backgpt.errors import UsageError
+from backgpt.generate import collect
 from backgpt.order import Direction
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
 from tiny_models import tiny_model
+
+USER = Message("user", "And of Japan?")
 
 
 class Silent:
@@ -227,13 +234,87 @@ def test_hints_and_continues_exclude_each_other(model: Model) -> None:
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"words": "cake"}, r"words = 'cake': give a list of words, such as \['cake'\]"),
-        ({"stop": "x"}, r"stop = 'x': give a list of texts, such as \['x'\]"),
-        ({"ending": ["The end."]}, r"ending = \['The end.'\]: give one text"),
+        ({"words": "cake"}, "words = 'cake': give a list of texts, as in ['cake']"),
+        ({"words": ["cake", 5]}, "words has 5 in it: give texts alone"),
+        ({"stop": "x"}, "stop = 'x': give a list of texts, as in ['x']"),
+        ({"stop": 5}, "stop = 5: give a list of texts"),
+        ({"ending": ["The end."]}, "ending = ['The end.']: give one text"),
+        ({"n": 1.5}, "n = 1.5: give a whole number"),
+        ({"n": True}, "n = True: give a whole number"),
+        ({"n": 0}, "n = 0: it must be 1 or more"),
+        ({"best_of": "2"}, "best_of = '2': give a whole number"),
+        ({"max_new_tokens": "3"}, "max-new-tokens = '3': give a whole number"),
+        ({"max_new_tokens": 0}, "max-new-tokens = 0: it must be 1 or more"),
+        ({"seed": -1}, "seed = -1: it must be 0 or more"),
+        ({"sampling": {"top_k": 1}}, "sampling = {'top_k': 1}: give a Sampling"),
+        ({"length": 5}, "length = 5: choose one of short, medium, long"),
+        ({"best_of": 2, "twin": "stories"}, "twin = 'stories': give a model, as load returns it"),
     ],
 )
-def test_a_text_is_not_taken_for_a_list_or_a_list_for_a_text(
+def test_what_is_of_another_type_or_out_of_range_is_one_line(
     model: Model, asked: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(UsageError, match=reason):
+    with pytest.raises(UsageError, match=f"^{re.escape(reason)}"):
         model.write(**({"ending": "The end."} | asked))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda model: model.score(5), "text = 5: give one text"),
+        (lambda model: model.score_all("x"), "texts = 'x': give a list of texts"),
+        (lambda model: model.word_scores(5, model.score("x")), "text = 5: give one text"),
+        (lambda model: model.bridge(5, "x"), "opening = 5: give one text"),
+        (lambda model: model.surround(None), "phrase = None: give one text"),
+        (lambda model: model.verse("night"), "end words = 'night': give a list of texts"),
+        (lambda model: model.rank("x", "y"), "answers = 'y': give a list of texts"),
+        (lambda model: model.alternatives("x", n=1.5), "n = 1.5: give a whole number"),
+        (lambda model: model.ask(5), "5 is no message: give a text, or a list of Message"),
+        (lambda model: model.ask([]), "there is no message to go back from"),
+        (lambda model: model.ask([USER]), "the first message is what is asked for"),
+        (lambda model: model.rewind([USER, USER]), "users and assistants take turns"),
+        (lambda model: model.rewind("x", turns=0), "turns = 0: it must be 1 or more"),
+        (lambda model: model.reply("x", context=5), "text = 5: give one text"),
+        (lambda _: load(5), "model = 5: give a name or a path"),  # type: ignore[arg-type]
+        (lambda _: load(direction="up"), "direction = 'up': choose backward or forward"),  # type: ignore[arg-type]
+        (lambda _: load(device=5), "device = 5 cannot be used here"),  # type: ignore[arg-type]
+        (lambda _: Sampling(top_k=1.5), "top-k = 1.5: give a whole number"),  # type: ignore[arg-type]
+        (lambda _: Sampling(temperature=float("inf")), "temperature = inf: give a number"),
+        (lambda _: Sampling(min_p="0"), "min-p = '0': give a number"),  # type: ignore[arg-type]
+    ],
+)
+def test_so_it_is_whatever_is_called(
+    model: Model, call: Callable[[Any], object], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(reason)}"):
+        call(model)
+
+
+def test_a_stream_that_cannot_be_is_refused_before_its_first_piece(model: Model) -> None:
+    for ending in (None, "word " * 400):
+        with pytest.raises(UsageError):
+            model.stream(ending)
+
+
+def test_numbers_of_numpy_are_numbers(model: Model) -> None:
+    numbers: dict[str, Any] = {"n": np.int64(2), "max_new_tokens": np.int32(9), "seed": np.uint8(1)}
+    settings: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.int64(3)}
+    texts = model.write("The end.", **numbers, sampling=Sampling(**settings))
+    expected = model.write(
+        "The end.", n=2, max_new_tokens=9, seed=1, sampling=Sampling(temperature=0.5, top_k=3)
+    )
+    assert [text.text for text in texts] == [text.text for text in expected]
+
+
+def test_a_conversation_goes_back_from_all_of_its_messages(model: Model) -> None:
+    talk = [Message("assistant", "Paris."), USER]
+    template = Template(model.language)
+    [asked] = model.ask(talk, max_new_tokens=5, seed=2)
+    prompt = template.before(talk)
+    [expected] = collect(
+        model.engine, model.language, prompt, sampling=Sampling(), max_new_tokens=5, seed=2
+    )
+    assert asked.ids.tolist() == expected.ids.tolist()
+    [transcript] = model.rewind(talk, turns=1, max_new_tokens=5, seed=2)
+    assert transcript.messages[-2:] == tuple(talk)
+    assert transcript.n_given == 2

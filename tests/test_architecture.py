@@ -11,7 +11,17 @@ import backgpt
 
 ROOT = Path(backgpt.__file__).parent
 FLOORS = {
-    0: {"errors", "shape", "messages", "config", "order", "files", "manifest", "intervals"},
+    0: {
+        "errors",
+        "checks",
+        "shape",
+        "messages",
+        "config",
+        "order",
+        "files",
+        "manifest",
+        "intervals",
+    },
     1: {
         "tokenizer",
         "foreign_tokenizer",
@@ -214,7 +224,7 @@ def test_preparing_and_the_text_side_of_generation_load_no_torch() -> None:
 
 def test_the_public_names_are_those_listed_and_all_resolve() -> None:
     assert backgpt.__all__ == [
-        *("BackgptError", "Model", "Sampling", "Score", "Text", "__version__", "load")
+        *("BackgptError", "Message", "Model", "Sampling", "Score", "Text", "__version__", "load")
     ]
     for name in backgpt.__all__:
         assert getattr(backgpt, name) is not None

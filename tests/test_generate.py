@@ -129,7 +129,7 @@ def test_an_opening_that_ends_with_a_space_is_gone_on_from_with_a_word(
     engine = script(tokenizer, [*fox, tokenizer.end_id], len(prompt.ids))
     [text] = collect(engine, lang, prompt, sampling=GREEDY)
     assert (text.text, text.given) == ("It saw a fox came.", "It saw a ")
-    assert "".join(pieces(engine, lang, prompt, sampling=GREEDY)) == "fox came."
+    assert "".join(pieces(engine, Job(lang, prompt, sampling=GREEDY))) == "fox came."
     joins = int(np.flatnonzero(~tokenizer.starts_group & tokenizer.has_text)[0])
     comma = script(tokenizer, [joins, tokenizer.end_id, *[300] * 60], len(prompt.ids))
     first, *_ = drawn_ids(comma, Job(lang, prompt, sampling=GREEDY))
@@ -324,7 +324,7 @@ def test_what_goes_in_circles_is_led_out_by_what_it_wrote_not_by_what_it_was_tol
 def test_closing_the_generator_stops_the_engine_and_frees_its_rows(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     engine = random_engine(tokenizer)
-    text = pieces(engine, lang, lang.prompt("The end.", at_edge=True), sampling=Sampling())
+    text = pieces(engine, Job(lang, lang.prompt("The end.", at_edge=True), sampling=Sampling()))
     for _ in range(7):
         next(text)
     steps = engine.steps
@@ -402,7 +402,7 @@ def test_pieces_return_the_text_that_they_make(tokenizer: Tokenizer) -> None:
     engine = TableEngine(logits, tokenizer.vocab_size)
     backward = language(tokenizer)
     prompt = backward.prompt("The end.", at_edge=True)
-    going = pieces(engine, backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3)
+    going = pieces(engine, Job(backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3))
     joined = prompt.text
     while True:
         try:

@@ -308,7 +308,7 @@ def test_the_log_probability_is_that_of_what_was_drawn(tokenizer: Tokenizer) -> 
     ("end_words", "options", "reason"),
     [
         ([], {}, "there are no end words"),
-        ("cat", {}, "give a list, a word for each line"),
+        ("cat", {}, "give a list of texts"),
         (["night", " "], {}, "one of them is empty"),
         (["night", "da\ny"], {}, "line break"),
         (["night", "day\n"], {}, "line break"),

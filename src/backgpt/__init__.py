@@ -12,14 +12,25 @@ if TYPE_CHECKING:
     from backgpt.api import Model, load
     from backgpt.errors import BackgptError
     from backgpt.generate import Text
+    from backgpt.messages import Message
     from backgpt.sampling import Sampling
     from backgpt.score import Score
 
 __version__ = "0.1.0"
-__all__ = ["BackgptError", "Model", "Sampling", "Score", "Text", "__version__", "load"]
+__all__ = [
+    "BackgptError",
+    "Message",
+    "Model",
+    "Sampling",
+    "Score",
+    "Text",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
     "BackgptError": "backgpt.errors",
+    "Message": "backgpt.messages",
     "Model": "backgpt.api",
     "Sampling": "backgpt.sampling",
     "Score": "backgpt.score",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.checks import whole
 from backgpt.engine import Engine, FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Writer
@@ -64,7 +65,7 @@ def find_alternatives(
     if language.direction == "forward":
         raise UsageError("a forward model does not know what stands before: use a backward one")
     room = room_for(engine, Job(language, prompt, sampling=Sampling()))
-    search = _Search(language, prompt, n)
+    search = _Search(language, prompt, whole("n", n, least=1))
     rows, logits = engine.prefill(prompt.ids)
     engine.release(rows)
     search.go_on(_Word(0.0), logits)

@@ -13,24 +13,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from os import PathLike
+from reprlib import repr as shown
+from typing import get_args
 
 from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.around import Surrounded, surround
 from backgpt.bridge import Bridge, best_places, check_given, join, room_for_middle
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
+from backgpt.checks import check_text, texts, whole
 from backgpt.engine import Dtype, Engine
 from backgpt.engines import EngineName, open_engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, collect, in_model_order, pieces, texts_of
 from backgpt.hints import NO_HINTS, Hints, Length
 from backgpt.language import Language, Prompt
-from backgpt.messages import Message, Role
+from backgpt.messages import Message, Role, take_turns
 from backgpt.model_folder import Trained, read_model
 from backgpt.order import Direction, Unit
 from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
-from backgpt.running import Job
+from backgpt.running import Job, room_for
 from backgpt.sampling import Sampling
 from backgpt.score import Score, WordScore, score_texts, sums_written, word_scores
 from backgpt.shape import ModelConfig
@@ -106,6 +109,7 @@ class Model:
         Raises UsageError if the model runs the other way, the given text does not fit, or texts
         cannot be ranked so, or need not be.
         """
+        n, best_of = whole("n", n, least=1), whole("best_of", best_of, least=1)
         if best_of == 1 and (rank_by is not None or twin is not None):
             raise UsageError(
                 "rank_by and twin choose among the texts of best_of: give it as well, 2 or more"
@@ -120,7 +124,7 @@ class Model:
         job = Job(
             self.language,
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
-            n=_at_least_1(n) * _at_least_1(best_of, "best_of"),
+            n=n * best_of,
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
@@ -151,14 +155,13 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield pieces of one text as they are written, after what was given.
+        """Return an iterator of the pieces of one text as they are written, after what was given.
 
         A backward model's pieces go in front of the text so far, a forward model's behind it:
         the given text and all pieces so joined are the `text` that `write` returns. Closing the
-        iterator stops the computation. Raises as `write`.
+        iterator stops the computation. Raises as `write`, at once.
         """
-        yield from pieces(
-            self.engine,
+        job = Job(
             self.language,
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
             sampling=sampling or Sampling(),
@@ -166,6 +169,8 @@ class Model:
             seed=_seed(seed),
             stop=stop,
         )
+        room_for(self.engine, job)
+        return pieces(self.engine, job)
 
     def bridge(
         self,
@@ -195,7 +200,7 @@ class Model:
             self.engine,
             self.language,
             self.bridge_prompt(opening, ending, words=words, length=length),
-            n=_at_least_1(n),
+            n=whole("n", n, least=1),
             sampling=sampling or Sampling(),
             max_new_tokens=room if max_new_tokens is None else min(room, max_new_tokens),
             seed=_seed(seed),
@@ -221,6 +226,7 @@ class Model:
         right; each at most `max_new_tokens`. Raises UsageError without a twin, for an empty phrase,
         or one that does not fit.
         """
+        check_text("phrase", phrase)
         if not phrase.strip():
             raise UsageError("the phrase is empty: give some words")
         backward, forward = sorted((self, self._twin(twin)), key=lambda model: model.direction)
@@ -228,7 +234,7 @@ class Model:
             backward,
             forward,
             phrase,
-            n=_at_least_1(n),
+            n=whole("n", n, least=1),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
@@ -257,7 +263,7 @@ class Model:
                 sampling=sampling or Sampling(),
                 seed=first_seed + number * len(end_words),
             )
-            for number in range(_at_least_1(n))
+            for number in range(whole("n", n, least=1))
         ]
 
     def rhyming_words(self, word: str, n: int, *, seed: int | None = None) -> list[str]:
@@ -265,6 +271,7 @@ class Model:
 
         Raises UsageError if there are fewer, MissingExtraError without the pronouncing dictionary.
         """
+        check_text("word", word)
         return rhyming_words(self.engine, self.language, word, n, seed=_seed(seed))
 
     def rank(self, question: str, answers: Sequence[str]) -> list[Ranked]:
@@ -277,8 +284,8 @@ class Model:
         """
         if self.direction == "forward":
             raise UsageError("a forward model cannot judge what came before: load it backward")
-        if isinstance(answers, str):
-            raise UsageError(f"answers = {answers!r}: give a list of texts")
+        check_text("question", question)
+        answers = texts("answers", answers)
         if not answers:
             raise UsageError("there is no answer to rank: give some")
         if not question.strip():
@@ -297,7 +304,7 @@ class Model:
 
     def ask(
         self,
-        answer: str,
+        answer: str | Sequence[Message],
         *,
         context: str = "",
         n: int = 1,
@@ -308,9 +315,14 @@ class Model:
     ) -> list[Text]:
         """Write `n` questions that `answer` could be the answer to; `context` is what it is about.
 
-        Raises UsageError for a forward model, an empty answer, or one that does not fit.
+        Several messages are the rest of a conversation in reading order, the answer first.
+        Raises UsageError for a forward model, an empty answer, messages that do not take turns, or
+        what does not fit.
         """
-        prompt = self._template.before([Message("assistant", answer)], context=context)
+        messages = _messages_of(answer, "assistant")
+        if messages and messages[0].role != "assistant":
+            raise UsageError("the first message is what is asked for: give an assistant's answer")
+        prompt = self._template.before(messages, context=context)
         return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
 
     def reply(
@@ -328,12 +340,13 @@ class Model:
 
         Raises UsageError for an empty question, or one that does not fit.
         """
+        check_text("question", question)
         prompt = self._template.reply(question, context=context)
         return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
 
     def rewind(
         self,
-        message: str,
+        message: str | Sequence[Message],
         *,
         role: Role = "assistant",
         turns: int = 3,
@@ -345,21 +358,23 @@ class Model:
     ) -> list[Transcript]:
         """Write `n` conversations of up to `turns` messages that led to a last `message` by `role`.
 
-        `max_new_tokens` is for each message. Raises UsageError as `ask`.
+        Several messages are the end of the conversation in reading order. `max_new_tokens` is for
+        each message that is written. Raises UsageError as `ask`.
         """
-        first_seed = _seed(seed)
+        given, first_seed = _messages_of(message, role), _seed(seed)
+        whole("turns", turns, least=1)
         return [
             rewind(
                 self.engine,
                 self._template,
-                [Message(role, message)],
+                given,
                 turns=turns,
                 context=context,
                 sampling=sampling or Sampling(),
                 max_new_tokens=max_new_tokens,
                 seed=first_seed + number * turns,
             )
-            for number in range(_at_least_1(n))
+            for number in range(whole("n", n, least=1))
         ]
 
     def alternatives(
@@ -377,7 +392,9 @@ class Model:
         cannot be told.
         """
         prompt = self.alternatives_prompt(ending, words=words, length=length, continues=continues)
-        return finished(find_alternatives(self.engine, self.language, prompt, _at_least_1(n)))
+        return finished(
+            find_alternatives(self.engine, self.language, prompt, whole("n", n, least=1))
+        )
 
     def score(self, text: str, *, overlap: int = 0) -> Score:
         """Return how likely the model finds `text` as a whole document.
@@ -385,6 +402,7 @@ class Model:
         One longer than the context is scored in windows, each with up to `overlap` ids more of
         context. Raises UsageError if `overlap` is not from 0 to less than the context.
         """
+        check_text("text", text)
         return self.score_all([text], overlap=overlap)[0]
 
     def score_all(self, texts: Sequence[str], *, overlap: int = 0) -> list[Score]:
@@ -393,6 +411,7 @@ class Model:
 
     def word_scores(self, text: str, score: Score) -> list[WordScore]:
         """Return what `score` says of each word of its `text`; the words join to the text."""
+        check_text("text", text)
         return word_scores(self.tokenizer, text, score)
 
     def turned(self) -> "Model":
@@ -416,6 +435,8 @@ class Model:
             raise UsageError(
                 f"this model only runs {self.direction}, and this takes both ways: give its twin"
             )
+        if not isinstance(given, Model):
+            raise UsageError(f"twin = {shown(given)}: give a model, as load returns it")
         check_twins(self, given)
         return given
 
@@ -437,7 +458,7 @@ class Model:
             self.engine,
             self.language,
             prompt,
-            n=_at_least_1(n),
+            n=whole("n", n, least=1),
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
@@ -458,10 +479,9 @@ class Model:
         Raises as `write`, but for what does not fit.
         """
         for name, text in (("ending", ending), ("opening", opening)):
-            if text is not None and not isinstance(text, str):
-                raise UsageError(f"{name} = {text!r}: give one text")
-        if isinstance(words, str):
-            raise UsageError(f"words = {words!r}: give a list of words, such as [{words!r}]")
+            if text is not None:
+                check_text(name, text)
+        words = texts("words", words)
         backward = self.direction == "backward"
         given, other = (ending, opening) if backward else (opening, ending)
         wanted, unwanted = ("ending", "opening") if backward else ("opening", "ending")
@@ -469,7 +489,7 @@ class Model:
             raise UsageError(
                 f"this is a {self.direction} model: it starts from an {wanted}, not an {unwanted}"
             )
-        hints = Hints(opening=opening if backward else None, words=tuple(words), length=length)
+        hints = Hints(opening=opening if backward else None, words=words, length=length)
         if hints and continues:
             raise UsageError("hints are for whole texts: leave them out, or 'continues'")
         if given is None and not hints:
@@ -542,6 +562,10 @@ def load(
     Raises DataError, UsageError or CorruptFileError if it cannot be read as one or does not run
     so, and MissingExtraError without an engine.
     """
+    if direction not in (None, *get_args(Direction)):
+        raise UsageError(
+            f"direction = {shown(direction)}: choose {' or '.join(get_args(Direction))}"
+        )
     folder = read_model(find(path), dequantize=False)
     by_direction = {language.direction: language for language in folder.languages}
     if direction is not None and direction not in by_direction:
@@ -564,13 +588,16 @@ def check_twins(model: Model, twin: Model) -> None:
         )
 
 
-def _at_least_1(n: int, name: str = "n") -> int:
-    if n < 1:
-        raise UsageError(f"{name} = {n}: ask for at least 1 text")
-    return n
-
-
 def _seed(seed: int | None) -> int:
-    if seed is not None and seed < 0:
-        raise UsageError(f"seed = {seed}: it must be 0 or more")
-    return secrets.randbits(32) if seed is None else seed
+    return secrets.randbits(32) if seed is None else whole("seed", seed, least=0)
+
+
+def _messages_of(given: str | Sequence[Message], role: Role) -> list[Message]:
+    """Return what was said last, by `role` if it is one text. Raises UsageError for no message."""
+    if isinstance(given, str):
+        return [Message(role, given)]
+    if not isinstance(given, Iterable) or not all(isinstance(one, Message) for one in given):
+        raise UsageError(f"{shown(given)} is no message: give a text, or a list of Message")
+    if not take_turns(given):
+        raise UsageError("users and assistants take turns: so must messages")
+    return list(given)

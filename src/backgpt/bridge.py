@@ -16,6 +16,7 @@ from itertools import groupby
 
 import numpy as np
 
+from backgpt.checks import check_text
 from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.hints import NO_HINTS, Hints
@@ -56,8 +57,9 @@ class Bridge:
 
 
 def check_given(opening: str, ending: str) -> None:
-    """Raise UsageError if a text is empty."""
+    """Raise UsageError if a text is empty, or no text."""
     for name, text in (("opening", opening), ("ending", ending)):
+        check_text(name, text)
         if not text.strip():
             raise UsageError(f"the {name} is empty: give some words")
 

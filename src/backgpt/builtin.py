@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as shown
 from typing import TYPE_CHECKING
 
 from backgpt.checkpoint import OPTIMIZER
@@ -62,6 +63,8 @@ def find(model: str | PathLike[str] | None = None, *, models: Path | None = None
     A str `owner/name` or `owner/name@revision` that is no path here is downloaded from the Hugging
     Face hub, see `hub.download`. Raises DataError, with the names there are, if it is none of them.
     """
+    if not isinstance(model, str | PathLike | None):
+        raise DataError(f"model = {shown(model)}: give a name or a path")
     known = names(models)
     if model is None:
         model = DEFAULT

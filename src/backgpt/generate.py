@@ -44,31 +44,14 @@ class Text:
     ids: ModelIds = field(repr=False)
 
 
-def pieces(
-    engine: Engine,
-    language: Language,
-    prompt: Prompt,
-    *,
-    sampling: Sampling,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-) -> Generator[str, None, Text]:
-    """Yield one text piece by piece as it is written; return it whole.
+def pieces(engine: Engine, job: Job) -> Generator[str, None, Text]:
+    """Yield the text of a job of one sample piece by piece as it is written; return it whole.
 
     A backward model's pieces go in front of the text so far, a forward model's behind it: the
     prompt's text and all pieces so joined are the text. Closing the generator stops the
     computation.
     Raises UsageError if the prompt is empty or leaves no room in the context.
     """
-    job = Job(
-        language,
-        prompt,
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        stop=stop,
-    )
     drawing = Drawing(job)
     with closing(Running(engine)) as running:
         running.add(job)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from backgpt.errors import DataError
@@ -20,6 +21,12 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
+
+
+def take_turns(messages: Sequence[Message]) -> bool:
+    """Return whether users and assistants take turns in `messages`, and nobody else speaks."""
+    roles = [message.role for message in messages]
+    return "system" not in roles and all(one != other for one, other in pairwise(roles))
 
 
 def bytes_of(messages: Sequence[Message]) -> int:

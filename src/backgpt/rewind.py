@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from backgpt.chat import Template
+from backgpt.checks import whole
 from backgpt.engine import Engine
-from backgpt.errors import UsageError
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
 from backgpt.messages import Message, Role
 from backgpt.order import ModelIds
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.slices import finished
 
@@ -107,11 +108,13 @@ def going_back(
         text = yield from spoken(
             pieces(
                 engine,
-                template.language,
-                prompt,
-                sampling=sampling,
-                max_new_tokens=max_new_tokens,
-                seed=rewinding.seed,
+                Job(
+                    template.language,
+                    prompt,
+                    sampling=sampling,
+                    max_new_tokens=max_new_tokens,
+                    seed=rewinding.seed,
+                ),
             ),
             role=rewinding.role,
             turn=rewinding.turn,
@@ -138,8 +141,7 @@ class Rewinding:
         block_size: int,
         seed: int,
     ) -> None:
-        if turns < 1:
-            raise UsageError(f"turns = {turns}: ask for at least 1")
+        whole("turns", turns, least=1)
         self.prompt: Prompt | None = template.before(given, context=context)
         self.turn = 0
         self.role = other_role(given[0].role)

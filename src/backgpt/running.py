@@ -10,11 +10,13 @@ requests of a server.
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from reprlib import repr as shown
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.checks import whole
 from backgpt.engine import Engine, FloatArray
 from backgpt.errors import TooLongError, UsageError
 from backgpt.language import Language, Prompt
@@ -44,6 +46,15 @@ class Job:
     seed: int = field(default=0, kw_only=True)
     stop: Sequence[str] = field(default=(), kw_only=True, repr=False)
     n_likeliest: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for what is of another type, or out of its range."""
+        whole("n", self.n, least=1)
+        whole("seed", self.seed, least=0)
+        if self.max_new_tokens is not None:
+            whole("max-new-tokens", self.max_new_tokens, least=1)
+        if not isinstance(self.sampling, Sampling):
+            raise UsageError(f"sampling = {shown(self.sampling)}: give a Sampling")
 
     def split(self, most: int) -> "Iterator[Job]":
         """Yield jobs of at most `most` samples each that together write what this one does."""
@@ -181,8 +192,6 @@ def room_for(engine: Engine, job: Job) -> int:
     prompt, most = job.prompt, job.max_new_tokens
     if not len(prompt.ids):
         raise UsageError("there is nothing to go on from: give a text that is not empty")
-    if most is not None and most < 1:
-        raise UsageError(f"max-new-tokens = {most}: it must be 1 or more")
     room = engine.block_size + 1 - len(prompt.ids)
     if room < 1:
         raise TooLongError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.checks import check_number, whole
 from backgpt.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
@@ -36,24 +37,26 @@ class Sampling:
     dry_multiplier: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "dry_multiplier"):
+            check_number(name.replace("_", "-"), getattr(self, name))
+        if not self.temperature > 0:
             raise UsageError(
                 f"temperature = {self.temperature}: it must be above 0; "
                 "to take the likeliest id every time, use top-k = 1"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top-k = {self.top_k}: it must be 1 or more")
+        if self.top_k is not None:
+            whole("top-k", self.top_k, least=1)
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p = {self.top_p}: it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p = {self.min_p}: it must be from 0 to 1")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not self.repetition_penalty > 0:
             raise UsageError(
-                f"repetition penalty = {self.repetition_penalty}: it must be above 0; 1 is none"
+                f"repetition-penalty = {self.repetition_penalty}: it must be above 0; 1 is none"
             )
-        if not 0 <= self.dry_multiplier < float("inf"):
+        if not self.dry_multiplier >= 0:
             raise UsageError(
-                f"dry multiplier = {self.dry_multiplier}: it must be 0 or more; 0 is none"
+                f"dry-multiplier = {self.dry_multiplier}: it must be 0 or more; 0 is none"
             )
 
 

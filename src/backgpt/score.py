@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.batches import Rows, cut_by_length, cut_document
+from backgpt.checks import texts as checked_texts
+from backgpt.checks import whole
 from backgpt.engine import Engine
 from backgpt.engine.beginnings import cut_by_beginning
 from backgpt.errors import UsageError
@@ -148,8 +150,7 @@ def score_texts(
     Texts that are longer than the context, or than `context` ids, are cut into windows (see
     `windows`). Raises UsageError if `overlap`, in ids, is not from 0 to less than the context.
     """
-    if isinstance(texts, str):
-        raise UsageError(f"texts = {texts[:40]!r}: give a list of texts")
+    texts = checked_texts("texts", texts)
     ids = [language.tokenizer.encode(text) for text in texts]
     sizes = [len(text.encode()) for text in texts]
     return score_ids(engine, language, ids, sizes, overlap=overlap, context=context)
@@ -191,11 +192,8 @@ def score_in_slices(
     """Do as `score_ids`, in slices of about `together` ids."""
     longest = context_size(engine, language)
     if context is not None:
-        if context < 1:
-            raise UsageError(f"context = {context}: it must be 1 or more")
-        longest = min(longest, context)
-    if not 0 <= overlap < longest:
-        raise UsageError(f"overlap = {overlap}: it must be from 0 to {longest - 1} for this model")
+        longest = min(longest, whole("context", context, least=1))
+    whole("overlap", overlap, least=0, most=longest - 1)
 
     order = language.order
     marked = [language.tokenizer.mark(ids) for ids in text_ids]

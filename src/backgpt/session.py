@@ -26,6 +26,7 @@ from backgpt.language import Prompt
 from backgpt.messages import ROLES, Message, Role
 from backgpt.order import IdArray, ModelIds
 from backgpt.rewind import Piece, going_back, spoken
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.session_file import (
     SavedExchange,
@@ -308,11 +309,13 @@ class Session:
         text = yield from spoken(
             pieces(
                 self.model.engine,
-                self.model.language,
-                prompt,
-                sampling=self.sampling,
-                max_new_tokens=self.max_new_tokens,
-                seed=seed,
+                Job(
+                    self.model.language,
+                    prompt,
+                    sampling=self.sampling,
+                    max_new_tokens=self.max_new_tokens,
+                    seed=seed,
+                ),
             ),
             role=role,
             turn=0,

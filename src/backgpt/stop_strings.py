@@ -8,6 +8,7 @@ written is held back until it is known. A backward model writes its stop string 
 
 from collections.abc import Sequence
 
+from backgpt.checks import texts
 from backgpt.errors import UsageError
 
 
@@ -19,13 +20,11 @@ class StopStrings:
     """
 
     def __init__(self, stop: Sequence[str], *, leftward: bool) -> None:
-        """Begin. Raises UsageError for an empty stop string, or a text in place of a list."""
-        if isinstance(stop, str):
-            raise UsageError(f"stop = {stop!r}: give a list of texts, such as [{stop!r}]")
-        if not all(stop):
+        """Begin. Raises UsageError for an empty stop string, or what is no list of texts."""
+        self._stop, self._leftward = texts("stop", stop), leftward
+        if not all(self._stop):
             raise UsageError("a text to stop at is empty: leave it out")
         self.stopped = False
-        self._stop, self._leftward = tuple(stop), leftward
         self._held = ""
 
     def push(self, piece: str) -> str:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from backgpt.checks import check_text
 from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_whole
 from backgpt.order import AddedSpaces, Direction, Order, ReadingIds, Unit
@@ -145,8 +146,9 @@ class Tokenizer:
         """Return the ids of a whole document, (T,), without markers.
 
         They are uint16, or uint32 where there are more than those can count. Raises DataError for
-        lone surrogates, which are not text.
+        lone surrogates, which are not text, and UsageError for what is no text at all.
         """
+        check_text("text", text)
         if len(text) > LONGEST_KEPT:
             return self.encode_batch([text])[0]
         return ReadingIds(self._recent(text).copy())

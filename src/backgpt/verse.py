@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.checks import texts, whole
 from backgpt.engine import Engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, collect
@@ -88,8 +89,8 @@ def write_verse(
     that does not fit, before anything is written.
     """
     _refuse_forward(language)
-    if candidates < 1:
-        raise UsageError(f"candidates = {candidates}: write at least 1 for each line")
+    whole("candidates", candidates, least=1)
+    end_words = texts("end words", end_words)
     _check(end_words)
     for word in end_words:
         prompt = language.prompt(word, at_edge=True)
@@ -101,7 +102,7 @@ def write_verse(
     for number in range(len(end_words)):
         word = end_words[-1 - number]
         prompt = below.prompt(word)
-        texts = collect(
+        found = collect(
             engine,
             language,
             prompt,
@@ -111,7 +112,7 @@ def write_verse(
             seed=seed + number,
             stop=_EARLIER_END,
         )
-        line = max((_line(language, text, word) for text in texts), key=_Line.merit)
+        line = max((_line(language, text, word) for text in found), key=_Line.merit)
         lines.insert(0, line.text)
         below.add(line.text)
         logprob += line.logprob
@@ -129,8 +130,7 @@ def rhyming_words(
     MissingExtraError without the dictionary.
     """
     _refuse_forward(language)
-    if n < 1:
-        raise UsageError(f"n = {n}: ask for at least 1 rhyming word")
+    whole("n", n, least=1)
     rhymes = rhymes_of(word)
     probabilities = np.exp(_ending_logprobs(engine, language, rhymes))
     likeliest = np.argsort(-probabilities, kind="stable")[: CHOICE * n]
@@ -227,8 +227,6 @@ def _ending_logprobs(
 
 
 def _check(end_words: Sequence[str]) -> None:
-    if isinstance(end_words, str):
-        raise UsageError(f"end words = {end_words!r}: give a list, a word for each line")
     if not end_words:
         raise UsageError("there are no end words: give one for each line")
     for word in end_words:

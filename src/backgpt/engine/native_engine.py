@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.checks import whole
 from backgpt.engine import (
     Dtype,
     FloatArray,
@@ -82,8 +83,8 @@ class NativeEngine:
         self.block_size = config.block_size
         self.dtype = _one_of("dtype", dtype, list(get_args(Dtype)))
         self.isa = _one_of("instruction set", isa, instruction_sets())
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads = {threads}: it must be 1 or more")
+        if threads is not None:
+            whole("threads", threads, least=1)
         self.threads = min(threads or available_threads(), available_threads())
         self._model = _native.Model(
             asdict(config),

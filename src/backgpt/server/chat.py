@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +19,7 @@ from backgpt.api import Model
 from backgpt.chat import Template
 from backgpt.generate import Text
 from backgpt.language import Prompt
-from backgpt.messages import Message, Role, as_transcript
+from backgpt.messages import Message, Role, as_transcript, take_turns
 from backgpt.rewind import Rewinding, other_role
 from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
@@ -269,7 +268,7 @@ def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
         return context, [Message("assistant", messages[0].text)]
     if mode == "reply" and roles != ["user"]:
         raise ApiError(400, "the mode reply takes one message, the user's", param="messages")
-    if any(one == other for one, other in pairwise(roles)):
+    if not take_turns(messages):
         raise ApiError(400, "users and assistants take turns: so must messages", param="messages")
     if mode == "ask" and roles[0] != "assistant":
         raise ApiError(
