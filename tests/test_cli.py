@@ -448,6 +448,13 @@ def test_the_best_of_several_texts_is_one_of_them_and_who_ranks_matters() -> Non
     assert chosen["backward"] != chosen["forward"]
 
 
+@pytest.mark.slow
+def test_a_twin_runs_against_the_way_an_opening_is_gone_on_from() -> None:
+    best_of = ("--best-of=2", "--twin=stories", "--max-new-tokens=9", "--seed=1", "--json")
+    done = backgpt_command("sample", "--opening=Once upon a time", *best_of)
+    assert json.loads(done.stdout)["text"].startswith("Once upon a time")
+
+
 def test_verse_has_a_line_for_each_word() -> None:
     done = backgpt_command("sample", "--end-words=night, light", "--seed=1", "--best-of=2")
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["night", "light"]

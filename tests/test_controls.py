@@ -151,6 +151,19 @@ def test_forward_rows_of_a_flipped_dataset_are_the_backward_rows_of_the_dataset(
             assert rows.sequence(index).tolist() == turned.sequence(index).tolist()
 
 
+def test_what_is_flipped_already_is_taken_and_not_written_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "flipped"
+    flip_dataset(dataset, out)
+    before = {path: path.stat().st_ino for path in out.iterdir()}
+    flip_dataset(dataset, out)
+    assert {path: path.stat().st_ino for path in out.iterdir()} == before
+    (out / "train-00000.bin").write_bytes(b"damaged")
+    flip_dataset(dataset, out)
+    assert open_dataset(out).train[0].ids.tolist() != []
+
+
 def test_what_was_flipped_of_another_dataset_is_written_anew(
     dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -47,6 +47,11 @@ def test_obedience_is_judged_by_whole_words_in_any_case() -> None:
     assert not Hints(length="long").obeyed_by(STORY)["length"]
 
 
+def test_a_word_that_is_given_twice_is_told_once() -> None:
+    hints = Hints(words=("cake", "Snow  White", "cake"))
+    assert dict(hints.texts()) == {"words": "cake snow white"}
+
+
 @pytest.mark.parametrize(
     ("word", "text", "obeyed"),
     [

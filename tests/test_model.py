@@ -338,3 +338,8 @@ def test_dropout_zeroes_the_given_share_and_keeps_the_mean() -> None:
     assert dropped.unique().numel() == 2
     rows = (dropped == 0).float().mean(1)
     assert float(rows.std()) == pytest.approx((0.16 / 333) ** 0.5, rel=0.2)  # independent draws
+
+
+def test_dropout_of_nearly_all_is_still_a_number() -> None:
+    dropped = kernels.dropout(torch.ones(1000), 0.999999)
+    assert dropped.isfinite().all()

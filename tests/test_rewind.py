@@ -12,9 +12,12 @@ from backgpt.chat import Template
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import UsageError
+from backgpt.generate import Text
 from backgpt.language import Language
+from backgpt.messages import Message
 from backgpt.model import Transformer
 from backgpt.order import IdArray, Unit
+from backgpt.rewind import Rewinding
 from backgpt.sampling import Sampling
 from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -130,6 +133,35 @@ def test_a_conversation_that_fills_the_context_ends(tokenizer: Tokenizer) -> Non
     for transcript in transcripts:
         assert len(transcript.ids) <= SHAPE["block_size"] + 1
         assert transcript.finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("turns", "left_over", "reason"), [(1, 0, "turns"), (1, -1, "turns"), (2, -1, "length")]
+)
+def test_what_fills_the_context_to_the_last_id_is_whole(
+    tokenizer: Tokenizer, turns: int, left_over: int, reason: str
+) -> None:
+    template = Template(Language(tokenizer, "backward", "token"))
+    given = [Message("assistant", "Yes.")]
+    written = template.language.order.to_model(tokenizer.encode("Did it rain?"))
+    size = len(template.before(given).ids) + len(written) + 1  # with the tag
+    rewinding = Rewinding(
+        template, given, turns=turns, context="", block_size=size + left_over, seed=0
+    )
+    rewinding.take(Text("Did it rain?", "", "stop", -1.0, len(written) + 1, 0, written))
+    assert rewinding.prompt is None
+    transcript = rewinding.transcript
+    assert (transcript.finish_reason, len(transcript.messages)) == (reason, 2)
+
+
+def test_with_one_id_left_the_next_message_is_begun(tokenizer: Tokenizer) -> None:
+    template = Template(Language(tokenizer, "backward", "token"))
+    given = [Message("assistant", "Yes.")]
+    written = template.language.order.to_model(tokenizer.encode("Did it rain?"))
+    size = len(template.before(given).ids) + len(written) + 1
+    rewinding = Rewinding(template, given, turns=2, context="", block_size=size, seed=0)
+    rewinding.take(Text("Did it rain?", "", "stop", -1.0, len(written) + 1, 0, written))
+    assert rewinding.prompt is not None
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ words differs between the directions. `flip_dataset` turns any dataset around, w
 sign of the gap.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from backgpt.errors import BackgptError
+from backgpt.files import write_whole
 from backgpt.order import ReadingIds, flipped
 from backgpt.shards import TOKENIZER_FILE, Dataset, Shard, open_dataset, write_shard
 
@@ -22,6 +26,8 @@ SYMBOLS = 12
 LENGTHS = (8, 24)  # words of a reversible text
 MODULUS = 3
 CYCLE = 9  # odd, as the modulus is, so that the sums can be undone
+
+RECORD = "flipped.json"  # of which dataset, and into what
 
 _CONSONANTS, _VOWELS = "bdfgklmnprst", "aeo"
 
@@ -78,14 +84,20 @@ def _word(symbol: int, vowel: int) -> str:
 
 
 def flip_dataset(dataset: Dataset, out: Path) -> Dataset:
-    """Write `dataset` read from its end to the folder `out`, in place of one there; return it.
+    """Write `dataset` read from its end to the folder `out`, unless it is there; return it.
 
     The ids of every document run the other way, and those of `<|start|>` and `<|end|>` change
-    places: a forward model meets in it what a backward one meets in `dataset`, id by id.
+    places: a forward model meets in it what a backward one meets in `dataset`, id by id. What is
+    there of another dataset, or damaged, is written anew.
     """
+    record = out / RECORD
+    with suppress(BackgptError, OSError, ValueError):
+        there = open_dataset(out)
+        if json.loads(record.read_text()) == _record(dataset, there):
+            return there
     out.mkdir(parents=True, exist_ok=True)
-    for shard_path in out.glob("*.bin"):  # perhaps of another dataset
-        shard_path.unlink()
+    for old in (record, *out.glob("*.bin")):
+        old.unlink(missing_ok=True)
     tokenizer = dataset.tokenizer.with_markers_exchanged()
     tokenizer.save(out / TOKENIZER_FILE)
     for shard in (*dataset.train, *dataset.valid):
@@ -95,7 +107,18 @@ def flip_dataset(dataset: Dataset, out: Path) -> Dataset:
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
         )
-    return open_dataset(out)
+    made = open_dataset(out)
+    write_whole(record, json.dumps(_record(dataset, made), indent=1).encode())
+    return made
+
+
+def _record(dataset: Dataset, flipped_one: Dataset) -> dict[str, list[str]]:
+    """Return the digests of a dataset and of what it was flipped to."""
+    datasets = {"source": dataset, "flipped": flipped_one}
+    return {
+        name: [one.tokenizer.sha256, *(shard.sha256 for shard in (*one.train, *one.valid))]
+        for name, one in datasets.items()
+    }
 
 
 def _flipped_documents(shard: Shard) -> Iterator[tuple[ReadingIds, int]]:

@@ -4,9 +4,6 @@ Matrices are float32, float16 or q8_0, vectors float32. llama.cpp splits text as
 tokenizer does, but normalizes nothing: give it ids, or text from `unreverse.normalized`.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -14,7 +11,7 @@ import numpy as np
 
 from backgpt.errors import BackgptError, UsageError, needs_extra
 from backgpt.export import Source, metadata
-from backgpt.files import cannot_write, sync_folder
+from backgpt.files import cannot_write, whole_file
 from backgpt.quantize import count_parameters
 from backgpt.tokenizer import SPECIAL_TOKENS
 
@@ -60,7 +57,8 @@ def export_gguf(source: Source, out: Path, *, dtype: GgufType = "f32") -> None:
     _check_free(out)
     _check_fits(source, dtype)
     try:
-        with _whole_file(out) as temporary:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(out) as temporary:
             writer = GGUFWriter(temporary, ARCHITECTURE)
             try:
                 _add_description(writer, source, dtype)
@@ -109,21 +107,6 @@ def _check_fits(source: Source, dtype: GgufType) -> None:
             )
         if array.ndim == 2 and dtype != "f32" and np.abs(array).max(initial=0) > LARGEST_F16:
             raise UsageError(f"{name} holds numbers too large for {dtype}: use f32")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Give a name to write a file to; after the block it is at `path`. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _add_description(writer: "GGUFWriter", source: Source, dtype: GgufType) -> None:

@@ -65,7 +65,7 @@ class Hints:
         if self.length is not None:
             yield "length", self.length
         if self.words:
-            yield "words", " ".join(self.words).lower()
+            yield "words", " ".join(self.each_word).lower()
         if self.opening is not None:
             yield "opening", self.opening
 

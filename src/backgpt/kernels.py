@@ -110,7 +110,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
         return F.dropout(x, rate)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = round(rate * 2**16)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
     kept = (bits >= dropped - 2**15).to(x.dtype)
     return x * kept.mul_(2**16 / (2**16 - dropped))
 

@@ -170,7 +170,7 @@ class Rewinding:
         self.turn += 1
         if at_start:
             self._reason = "stop"
-        elif len(self._ids) > self._block_size:
+        elif self.turn < self._turns and len(self._ids) > self._block_size:
             self._reason = "length"
         elif self.turn < self._turns:
             self.prompt = self._template.going_back(

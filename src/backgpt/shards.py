@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
-from backgpt.files import sync_folder
+from backgpt.files import whole_file
 from backgpt.order import ReadingIds
 from backgpt.shape import MAX_VOCAB_SIZE
 from backgpt.tokenizer import Tokenizer
@@ -73,7 +73,6 @@ class ShardWriter:
         self._document_bytes: list[NDArray[np.uint32]] = []
         # Named by process, so that two runs into one folder cannot mix their bytes.
         self._ids_path = path.with_name(f"{path.name}.{os.getpid()}.ids.tmp")
-        self._final_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._ids_file = self._ids_path.open("wb")
 
     def add(self, ids: ReadingIds, *, text_bytes: int) -> None:
@@ -115,7 +114,6 @@ class ShardWriter:
                 self._finish()
         finally:
             self._ids_path.unlink(missing_ok=True)
-            self._final_path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         lengths = np.concatenate([np.zeros(1, np.uint64), *self._lengths])
@@ -135,19 +133,16 @@ class ShardWriter:
                 checksum,
             )
 
-        with self._final_path.open("wb") as file:
-            file.write(header(bytes(32)))
-            file.write(offsets.data)
-            file.write(document_bytes.astype("<u4").data)
-            with self._ids_path.open("rb") as ids_file:
-                shutil.copyfileobj(ids_file, file, _BLOCK_BYTES)
-        checksum = _checksum(_blocks(self._final_path), header(bytes(32)))
-        with self._final_path.open("r+b") as finished:
-            finished.write(header(checksum))
-            finished.flush()
-            os.fsync(finished.fileno())
-        self._final_path.replace(self.path)
-        sync_folder(self.path.parent)
+        with whole_file(self.path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(header(bytes(32)))
+                file.write(offsets.data)
+                file.write(document_bytes.astype("<u4").data)
+                with self._ids_path.open("rb") as ids_file:
+                    shutil.copyfileobj(ids_file, file, _BLOCK_BYTES)
+            checksum = _checksum(_blocks(temporary), header(bytes(32)))
+            with temporary.open("r+b") as finished:
+                finished.write(header(checksum))
 
 
 def write_shard(

@@ -189,10 +189,10 @@ def sample(
         "threads": threads,
     }
     loaded = open_model(model, direction=direction, **settings)
-    other = _open_twin(loaded, twin, settings)
     asked = asked.read(loaded)
     if kind == "text" and asked.ending is None and asked.opening is not None and direction is None:
         loaded = _going_on(loaded)
+    other = _open_twin(loaded, twin, settings)
     write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
     if asked.seed is not None:
         write(loaded, other, asked, sampling)
