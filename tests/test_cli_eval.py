@@ -135,7 +135,7 @@ def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["backward"], "this model only runs backward: load its twin"),
+        (["backward"], "backward only runs backward: give its forward twin with --twin"),
         (["backward", "--twin=other"], "different tokenizers"),
         (["backward", "--twin=backward"], "is a backward model: it does not run forward"),
         (["forward", "--twin=forward"], "is a forward model: it does not run backward"),
@@ -146,7 +146,6 @@ def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
         (["both", "--endings=12"], "samples = 6: it must be a multiple of endings = 12"),
         (["both", "--endings=3"], "endings = 3: it must be 6 or more"),
         (["both", "--ranked=7"], "ranked = 7: it must be 8 or more"),
-        (["both", "--bridged=31"], "of 30 texts can be bridged, not 31"),
         (["both", "--samples=30"], "30 texts are too few beside samples = 30"),
         (["both", "--limit=0"], "limit = 0"),
         (["both", "--limit=1"], "1 text is too few"),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,10 +75,13 @@ def some(texts: list[str]) -> list[str]:
 
 
 def measure(
-    pairs: Sequence[tuple[Model, Model]], texts: Sequence[str], extent: Extent = SMALL
+    pairs: Sequence[tuple[Model, Model]],
+    texts: Sequence[str],
+    extent: Extent = SMALL,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ReportCard:
     return report_card.report_card(
-        pairs, texts, names=("mine", "its twin"), data="some.jsonl", extent=extent, seed=3
+        pairs, texts, names=("mine", "its twin"), data="some.jsonl", extent=extent, seed=3, say=say
     )
 
 
@@ -302,7 +305,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         (12, {}, "12 texts are too few beside samples = 12.*give more as --data, or fewer --samp"),
         (1, {}, "1 text is too few beside"),
         (40, {"samples": 38, "endings": 38}, r"different endings, not 38"),
-        (40, {"bridged": 41}, "of 40 texts can be bridged, not 41"),
     ],
 )
 def test_too_few_texts_are_refused_before_any_work(
@@ -313,11 +315,26 @@ def test_too_few_texts_are_refused_before_any_work(
         measure([(model, model.turned())], alike[:n_texts], replace(SMALL, **changed))
 
 
-@pytest.mark.usefixtures("no_work")
-def test_texts_that_cannot_be_cut_are_refused_before_any_work(model: Model) -> None:
-    texts = [f"Just one sentence of number {number}" for number in range(40)]
-    with pytest.raises(DataError, match="0 of 9 texts can be cut in half"):
-        measure([(model, model.turned())], texts)
+def test_what_too_few_texts_can_be_used_for_is_left_out_and_said(
+    model: Model, some: list[str]
+) -> None:
+    lines = [f"Number {number} had a dog." for number in range(30)]
+    said: list[str] = []
+    extent = replace(SMALL, ranked=20, bridged=5)
+    found = measure([(model, model.turned())], [*lines, *some[:4]], extent, say=said.append)
+    assert said[:2] == [
+        "4 of 34 texts can be ranked: cut in half and read; 20 were asked for",
+        "4 of 34 texts can be bridged: cut in three, within half of the context; 5 were asked for",
+    ]
+    assert found.reranked == ()
+    assert found.bridged is not None
+    assert found.bridged.texts == 4
+    assert "## Left out\n\n- 4 texts can be ranked: cut in half and read; it takes 8.\n" in (
+        render_card(found)
+    )
+    none = measure([(model, model.turned())], [*lines, some[0]], extent)
+    assert none.bridged is None
+    assert len(none.left_out) == 2
 
 
 @pytest.mark.usefixtures("no_work")
@@ -369,8 +386,12 @@ def test_what_is_bridged_and_ranked_fits_and_follows_the_seed(
     short = some[:10]
     first, second = cut_in_half(short[-1]) or ("", "")
     begins_alike = first + second.upper()
-    halves = halves_of(model, model.turned(), [begins_alike, long, "One.", *short])
+    given = [long, "One.", *short]
+    halves = halves_of(model, model.turned(), given, 99, seed=1)
     assert {first + second for first, second in halves} == set(short)
+    assert halves_of(model, model.turned(), given, 4, seed=1) == halves[:4]
+    alike = halves_of(model, model.turned(), [*given, begins_alike], 99, seed=1)
+    assert len(alike) == len(halves)
 
 
 def ranking(
@@ -388,7 +409,7 @@ def ranking(
         return scores.ravel().tolist()
 
     monkeypatch.setattr(evaluate_twins, "goodness", goodness)
-    halves = halves_of(model, model.turned(), some[:10])
+    halves = halves_of(model, model.turned(), some[:10], 10, seed=1)
     return measure_reranking(model, model.turned(), halves, seed=4, **options), asked
 
 
@@ -410,7 +431,7 @@ def test_the_true_beginning_stands_first_among_seven_different_others(
 ) -> None:
     _, [rows, *_] = ranking(model, monkeypatch, some, given=given)
     decode = model.tokenizer.decode
-    for number, text in enumerate(some[:10]):
+    for number, text in enumerate(choose(some[:10], 10, seed=1)):  # in their order
         group = rows[number * CANDIDATES : (number + 1) * CANDIDATES]
         befores = [decode(before) for before, _ in group]
         first, second = cut_in_half(text) or ("", "")

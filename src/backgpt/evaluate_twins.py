@@ -13,8 +13,7 @@ import numpy as np
 
 from backgpt.api import Model
 from backgpt.bridge import ACROSS, join
-from backgpt.errors import DataError
-from backgpt.evaluate import Sample, last_sentence
+from backgpt.evaluate import Sample, choose, last_sentence
 from backgpt.generate import Text
 from backgpt.hints import words_of
 from backgpt.intervals import Estimate, of_share, over_documents
@@ -95,22 +94,24 @@ def measure_fidelity(
     )
 
 
-def halves_of(model: Model, twin: Model, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the halves of `texts`, but for those of one sentence and those that do not fit.
+def halves_of(
+    model: Model, twin: Model, texts: Sequence[str], n: int, *, seed: int
+) -> list[tuple[str, str]]:
+    """Return the halves of up to `n` of `texts`, drawn by `seed`.
 
-    Of several that begin alike, which nobody could tell apart, there is one. Raises DataError if
-    there are too few to rank.
+    Texts of one sentence and those that do not fit are left out, and of several that begin alike,
+    which nobody could tell apart, all but one.
     """
     longest = (min(model.engine.block_size, twin.engine.block_size) - 4) // 2
     encode = model.tokenizer.encode
-    cuts = {cut[0]: cut for cut in map(cut_in_half, texts) if cut is not None}
-    halves = [cut for cut in cuts.values() if max(len(encode(half)) for half in cut) <= longest]
-    if len(halves) < CANDIDATES:
-        raise DataError(
-            f"{len(halves)} of {len(texts)} texts can be cut in half and read, and ranking takes "
-            f"{CANDIDATES}: give more"
-        )
-    return halves
+    halves: dict[str, tuple[str, str]] = {}
+    for text in choose(texts, len(texts), seed=seed):
+        if len(halves) == n:
+            break
+        cut = cut_in_half(text)
+        if cut is not None and max(len(encode(half)) for half in cut) <= longest:
+            halves.setdefault(cut[0], cut)
+    return list(halves.values())
 
 
 def measure_reranking(
@@ -154,22 +155,19 @@ def measure_reranking(
 def cuts_to_bridge(
     model: Model, twin: Model, texts: Sequence[str], n: int, *, seed: int
 ) -> list[Cut]:
-    """Return `n` of `texts`, drawn by `seed`, cut where bridges are to begin and end.
+    """Return up to `n` of `texts`, drawn by `seed`, cut where bridges are to begin and end.
 
-    Texts with nothing in between, or longer than half of the context, are left out. Raises
-    DataError if there are fewer than `n`.
+    Texts with nothing in between, or longer than half of the context, are left out.
     """
     longest = min(model.engine.block_size, twin.engine.block_size) // 2
     cuts: list[Cut] = []
     for index in np.random.default_rng([seed, 1]).permutation(len(texts)):
+        if len(cuts) == n:
+            break
         cut = cut_in_three(texts[index])
         if cut is not None and len(model.tokenizer.encode(texts[index])) <= longest:
             cuts.append(cut)
-        if len(cuts) == n:
-            return cuts
-    raise DataError(
-        f"{len(cuts)} of {len(texts)} texts can be bridged, not {n}: give more, or bridge fewer"
-    )
+    return cuts
 
 
 def measure_bridges(

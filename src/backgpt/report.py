@@ -150,8 +150,8 @@ class ReportCard(Settings):
 
     `context` is the most ids of a text that all models read at once. `unlike` says in what the
     models differ besides direction; `trained` what the model and its twin have seen, where it is
-    known. `reranked` is empty and `bridged` is None if that was not asked for. All but `speed` is
-    the same when it is measured again.
+    known. `reranked` is empty and `bridged` is None if that was not asked for, or too few texts can
+    be used for it, as `left_out` says. All but `speed` is the same when it is measured again.
     """
 
     model: str
@@ -172,4 +172,5 @@ class ReportCard(Settings):
     unasked: Mapping[Kind, Obedience]
     reranked: tuple[Reranked, ...]
     bridged: Bridged | None
+    left_out: tuple[str, ...] = ()
     speed: Speed

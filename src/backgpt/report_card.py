@@ -36,6 +36,7 @@ from backgpt.hints import Kind
 from backgpt.report import ReportCard, Reranked
 from backgpt.score import context_size, score_texts
 
+LEAST_BRIDGED = 2  # as an interval takes
 KINDS: tuple[Kind, ...] = ("opening", "words", "length")
 
 
@@ -80,7 +81,7 @@ _LEAST = {
     "by_context": 2,
     "max_new_tokens": 1,
 }
-_LEAST_BUT_NONE = {"ranked": CANDIDATES, "bridged": 2}
+_LEAST_BUT_NONE = {"ranked": CANDIDATES, "bridged": LEAST_BRIDGED}
 
 
 def report_card(
@@ -111,9 +112,18 @@ def report_card(
         )
     written_toward = with_endings_that_fit(texts, model)
     endings = draw_endings(written_toward, extent.endings, seed=seed)
-    ranked = choose(texts, extent.ranked, seed=seed + 2)
-    halves = halves_of(model, twin, ranked) if extent.ranked else []
-    cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed) if extent.bridged else []
+    halves = halves_of(model, twin, texts, extent.ranked, seed=seed + 2)
+    cuts = cuts_to_bridge(model, twin, texts, extent.bridged, seed=seed)
+    left_out = []
+    for wanted, found, least, what in (
+        (extent.ranked, halves, CANDIDATES, "ranked: cut in half and read"),
+        (extent.bridged, cuts, LEAST_BRIDGED, "bridged: cut in three, within half of the context"),
+    ):
+        if len(found) < wanted:
+            say(f"{len(found)} of {len(texts):,} texts can be {what}; {wanted} were asked for")
+        if wanted and len(found) < least:
+            left_out.append(f"{len(found)} texts can be {what}; it takes {least}")
+            found.clear()
 
     say(f"scoring {len(texts):,} texts both ways")
     whole = [_scores(pair, texts, context) for pair in pairs]
@@ -182,6 +192,7 @@ def report_card(
         unasked=obedience[False],
         reranked=reranked,
         bridged=bridged,
+        left_out=tuple(left_out),
         speed=measure_speed(model, written_toward),
     )
 

@@ -37,6 +37,7 @@ def render_card(card: ReportCard) -> str:
         *_obedience(card),
         *_reranked(card.reranked),
         *_bridged(card.bridged),
+        *_left_out(card.left_out),
         "## Speed",
         "",
         f"On the machine at hand: {card.speed.one_stream:,.0f} tokens/s writing one text, "
@@ -210,6 +211,11 @@ def _bridged(bridged: Bridged | None) -> Iterator[str]:
     yield "model and of the ending by its twin, given all else); as a whole, by both models and per"
     yield f"token, it is the likelier text in {percent(bridged.wins_whole)}."
     yield ""
+
+
+def _left_out(left_out: Sequence[str]) -> Iterator[str]:
+    if left_out:
+        yield from ("## Left out", "", *(f"- {what}." for what in left_out), "")
 
 
 def percent(estimate: Estimate) -> str:

@@ -50,8 +50,8 @@ def evaluate(
     samples: Annotated[int, Option(help="Texts to write.")] = 200,
     endings: Annotated[int, Option(help="Endings to write them toward.")] = 40,
     hinted: Annotated[int, Option(help="Texts to draw hints from; 0 is none.")] = 200,
-    ranked: Annotated[int, Option(help="Texts whose beginnings are ranked; 0 is none.")] = 200,
-    bridged: Annotated[int, Option(help="Texts to bridge; 0 is none.")] = 50,
+    ranked: Annotated[int, Option(help="Most texts whose beginnings are ranked; 0 is none.")] = 200,
+    bridged: Annotated[int, Option(help="Most texts to bridge; 0 is none.")] = 50,
     candidates: Annotated[int, Option(help="Bridges of each text the best is taken of.")] = 4,
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens of a text; the context is the limit otherwise.")
@@ -100,6 +100,8 @@ def evaluate(
             name, direction="backward", engine=engine, device=device, threads=threads
         )
         if twin is None:
+            if not model.language.told:
+                raise UsageError(f"{name} only runs backward: give its forward twin with --twin")
             pairs.append((model, model.turned()))
         else:
             forward = open_model(
