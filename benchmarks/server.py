@@ -32,7 +32,7 @@ from decode import Arrays, Task, gguf_file
 from load import Asked, Load, Program, serving
 
 from backgpt.builtin import DEFAULT, find
-from backgpt.engine.native_engine import available_threads
+from backgpt.cores import count_cores
 from backgpt.files import write_whole
 from backgpt.language import Language
 from backgpt.model_folder import ModelFolder, read_model
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--running", type=int, default=64)
     parser.add_argument("--waiting", type=int, default=256)
     parser.add_argument("--disconnects", type=int, default=1000)
-    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--threads", type=int, default=count_cores())
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--peer-options", default="", help="more options for llama-server")
     parser.add_argument("--json", type=Path, help="the file for all figures")

@@ -13,7 +13,7 @@ from backgpt import Message, Sampling
 from backgpt.api import Model, check_twins, load
 from backgpt.chat import Template
 from backgpt.config import TrainConfig
-from backgpt.errors import UsageError
+from backgpt.errors import BackgptError, UsageError
 from backgpt.generate import collect
 from backgpt.order import Direction
 from backgpt.tokenizer import Tokenizer
@@ -294,6 +294,18 @@ def test_a_stream_that_cannot_be_is_refused_before_its_first_piece(model: Model)
     for ending in (None, "word " * 400):
         with pytest.raises(UsageError):
             model.stream(ending)
+
+
+def test_a_model_that_gives_what_is_not_a_number_is_one_line(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = np.full(512, np.nan, dtype=np.float32)
+    monkeypatch.setattr(model.engine, "prefill", lambda ids, copies=1: ([0], nan))
+    monkeypatch.setattr(model.engine, "release", lambda rows: None)
+    monkeypatch.setattr(model.engine, "score", lambda rows: [nan[: len(ids) - 1] for ids in rows])
+    for call in (lambda: model.write("The end."), lambda: model.score("The end.")):
+        with pytest.raises(BackgptError, match="what is not a number: its weights are damaged"):
+            call()
 
 
 def test_numbers_of_numpy_are_numbers(model: Model) -> None:

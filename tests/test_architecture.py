@@ -14,6 +14,7 @@ FLOORS = {
     0: {
         "errors",
         "checks",
+        "cores",
         "shape",
         "messages",
         "config",

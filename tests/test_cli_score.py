@@ -360,12 +360,14 @@ def test_packed_files_folders_and_separators_are_read(
     assert [record["n_bytes"] for record in split] == [4, 4, 6]
 
 
-def test_what_is_not_a_number_is_null_in_json(score: Any, models: Path, file: Path) -> None:
-    done = score(file, "--model", models / "diverged", "--json", "--tokens", "--limit=1")
-    [record] = done.records
-    assert record["backward"]["logprob"] is None
-    assert record["forward"]["bits_per_byte"] is None
-    assert set(record["forward"]["token_logprobs"]) == {None}
+def test_a_model_that_gives_what_is_not_a_number_is_one_line(
+    score: Any, models: Path, file: Path
+) -> None:
+    done = score(file, "--model", models / "diverged", "--json", "--limit=1")
+    assert (done.code, done.records) == (1, [])
+    assert done.err == (
+        "backgpt: the model gives what is not a number: its weights are damaged, get them anew\n"
+    )
 
 
 def test_the_built_in_model_scores_its_own_kind_of_text_well_in_a_process_of_its_own() -> None:

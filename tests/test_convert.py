@@ -575,6 +575,17 @@ def test_bad_folders_are_refused(
     assert "no model" in refused(capsys, out, tmp_path / "empty", "--direction", "backward")
 
 
+def test_a_folder_that_transformers_runs_holds_numbers_alone(
+    byte_level: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "theirs", tmp_path / "out"
+    save_folder(source, "llama", byte_level)
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"] *= float("nan")
+    save_file(weights, source / "model.safetensors")
+    assert "not a number" in refused(capsys, out, source, "--direction", "backward")
+
+
 def test_a_stop_that_the_tokenizer_has_not_can_be_named(byte_level: Path, tmp_path: Path) -> None:
     save_folder(tmp_path / "theirs", "llama", byte_level, eos_token_id=402)
     for name, stop in ((EOT, EOT), ("none", None)):
@@ -672,6 +683,15 @@ def test_a_forward_model_is_flipped_and_learns(flipping: dict[str, Any]) -> None
     [text] = model.write(ending="The end.", max_new_tokens=20, seed=1)
     assert text.text.endswith("The end.")
     assert model.score("The end.").loss > 0
+
+
+def test_hints_need_a_tokenizer_that_has_ids_for_them(
+    flipping: dict[str, Any], tmp_path: Path
+) -> None:
+    config = TrainConfig.model_validate({**flipping, "hints": 0.5, "out": tmp_path / "hinted"})
+    with pytest.raises(ConfigError, match=r"hints = 0\.5: .*leave hints out"):
+        train(config, report=Notes())
+    assert not config.out.exists()
 
 
 @pytest.mark.slow

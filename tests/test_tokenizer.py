@@ -88,6 +88,13 @@ def test_a_small_text_gives_fewer_ids_than_asked_for() -> None:
     assert 272 <= Tokenizer.train(["aa aa"], 4096).vocab_size < 300
 
 
+def test_a_word_of_any_length_is_learned_from_in_time() -> None:
+    """Without an upper bound the time grows with the square of a word's length: hours for 2 MB."""
+    trained = Tokenizer.train(["ab" * 1_000_000, "a word " * 100], 300)
+    assert trained.vocab_size > 272
+    assert trained.decode(trained.encode("ab" * 3000)) == "ab" * 3000
+
+
 def test_what_is_not_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     missing, damaged = tmp_path / "no.json", tmp_path / "bad.json"
     damaged.write_text("{")

@@ -1,5 +1,6 @@
 """Training: exact resume, ranks, signals, failures, and a loss that falls."""
 
+import json
 import os
 import shutil
 import signal
@@ -32,7 +33,7 @@ from backgpt.errors import (
 )
 from backgpt.files import held
 from backgpt.model_folder import BEST, LATEST, pointed, read_model
-from backgpt.prepare import prepare
+from backgpt.prepare import prepare, sources_of
 from backgpt.run import Run
 from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train
@@ -110,7 +111,7 @@ def finished(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_run_folder_has_everything_it_promises(finished: Path, dataset_path: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         *("best", "checkpoints", "config.toml", "latest", "loss.png", "metrics.jsonl"),
-        "samples.md",
+        *("run.json", "samples.md"),
     ]
     again = build(TrainConfig, read_toml(finished / "config.toml"), origin="test")
     assert again == settings(dataset_path, finished)
@@ -121,6 +122,36 @@ def test_a_run_folder_has_everything_it_promises(finished: Path, dataset_path: P
     assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "The end." in (finished / "samples.md").read_text()
     assert pointed(finished, LATEST) == checkpoints(finished)[0]
+
+
+def test_a_run_says_what_it_was_trained_on_with_what_and_how_often_it_was_started(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    first, second = (settings(dataset_path, tmp_path / "run", max_steps=n) for n in (2, 3))
+    for config in (first, second):
+        train(config, report=Notes())
+    told = json.loads((tmp_path / "run/run.json").read_text())
+    model = read_checkpoint(checkpoints(tmp_path / "run")[0]).model
+    assert told["parameters"] == sum(array.size for array in model.weights.values())
+    assert told["shape"]["n_layer"] == model.config.n_layer
+    assert told["tokenizer_sha256"] == model.tokenizer.sha256
+    assert told["sources"] == list(sources_of(dataset_path)) != []
+    assert told["max_steps"] == 3
+    assert [start["step"] for start in told["starts"]] == [0, 2]
+    for start in told["starts"]:
+        assert start["torch"] == torch.__version__
+        assert start["threads"] == torch.get_num_threads()
+        assert start["device"] == "cpu"
+    (tmp_path / "run/run.json").write_text("{")
+    train(settings(dataset_path, tmp_path / "run", max_steps=4), report=Notes())
+    told = json.loads((tmp_path / "run/run.json").read_text())
+    assert [start["step"] for start in told["starts"]] == [3]
+
+
+def test_hints_that_no_document_gets_are_told_of(dataset_path: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    train(settings(dataset_path, tmp_path / "run", hints=0.5, block_size=8), report=notes)
+    assert "no document fits into 8 ids: none gets hints" in notes.notices
 
 
 def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> None:

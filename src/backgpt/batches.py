@@ -136,6 +136,13 @@ class Windows:
         return int(self.lengths.sum())
 
     @property
+    def n_whole(self) -> int:
+        """How many windows are all of a document."""
+        alike = (self._table[1:, :3] == self._table[:-1, :3]).all(axis=1)
+        pieces = np.append(alike, False) | np.append(False, alike)
+        return len(self) - int(np.count_nonzero(pieces))
+
+    @property
     def sha256(self) -> str:
         """A digest of the shards, in their order."""
         return hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()

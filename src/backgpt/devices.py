@@ -1,5 +1,6 @@
 """Which device computes, in which precision, how fast it could be, and which of how many it is."""
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -48,6 +49,18 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UsageError(f"device = {name!r} cannot be used here: try 'cpu' or 'auto'") from None
     return device
+
+
+def described(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Return what computes: the bits of a run on a CPU depend on no more of a machine than this."""
+    on_cuda = device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "processes": ranks.world_size,
+    }
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -13,6 +13,9 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
+NO_NUMBERS = "the model gives what is not a number: its weights are damaged, get them anew"
+
+
 def printable(text: str) -> str:
     """Return `text` on one line: what a terminal cannot show, or would obey, is escaped."""
     return "".join(

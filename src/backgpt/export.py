@@ -56,7 +56,10 @@ def read_source(model: str | PathLike[str] | None = None) -> Source:
     content = read_json(folder / TOKENIZER)
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}
     if not {START, END} <= set(ids):
-        raise UsageError(f"{folder} has a tokenizer of another project: only our own is exported")
+        as_it_is = "" if read.family == "smolgpt" else "; transformers loads the folder as it is"
+        raise UsageError(
+            f"{folder} has a tokenizer of another project: only our own is exported{as_it_is}"
+        )
     ids |= content["model"]["vocab"]
     _check_weights(read, folder)
     weights = {

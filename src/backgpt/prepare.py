@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from backgpt.cores import count_threads
 from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.files import kind_of
 from backgpt.datasets.hub import HUB_FILES
@@ -128,7 +129,7 @@ def prepare(
             work,
             trained,
             chunk_bytes=chunk_bytes,
-            workers=workers or _cores(),
+            workers=workers or count_threads(),
             progress=tell,
         )
         counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
@@ -391,12 +392,6 @@ def _report(
     )
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _write_report(out: Path, job: dict[str, Any], report: PrepareReport) -> None:
     values = {key: value for key, value in asdict(report).items() if key not in ("out", "reused")}
     _write_json(out / DATASET_FILE, {"job": job, **values})
@@ -411,6 +406,15 @@ def _read_report(out: Path) -> PrepareReport:
         return PrepareReport(**{**values, "notes": tuple(values["notes"])}, out=out, reused=True)
     except (KeyError, TypeError):
         raise _damaged(out / DATASET_FILE) from None
+
+
+def sources_of(folder: Path) -> tuple[str, ...]:
+    """Return what a prepared folder was made of, as it was named; nothing if that is not known."""
+    try:
+        job = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))["job"]
+        return tuple(str(source["source"]) for source in job["sources"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return ()
 
 
 def _damaged(path: Path) -> CorruptFileError:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from backgpt.devices import (
     autocast,
     choose_device,
     compiler,
+    described,
     flops_per_token,
     gradients_averaged,
     on_device,
@@ -52,6 +53,7 @@ from backgpt.run_start import (
     check_goes_on,
     model_that_is_tuned,
     newest_checkpoint,
+    record_of_start,
     weights_to_tune,
 )
 from backgpt.sampling import Sampling
@@ -159,6 +161,16 @@ class Run:
         if self.ranks.first:
             self.board = _board(self.config) if self.config.tensorboard else None
             run_folder.write_settings(self.config)
+            about = {
+                "parameters": n_parameters,
+                "shape": asdict(self.shape),
+                "tokenizer_sha256": self.tokenizer.sha256,
+                **self._data,
+                "sources": list(self.data.sources),
+                "max_steps": self.max_steps,
+            }
+            start = record_of_start(step) | described(self.device, self.ranks)
+            run_folder.add_start(config.out, about, start)
             run_folder.rewind(self.config.out, step)
         if step and self.evaluates_at(step) and step not in self._valid_losses():
             self.evaluate(step)  # it was stopped between saving and this

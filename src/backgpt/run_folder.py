@@ -1,6 +1,7 @@
 """What a training run writes down: settings, metrics, samples, the loss curve.
 
 runs/<name>/config.toml     the settings, resolved; usable as input
+            run.json        with what and where it was trained, each time it was started
             metrics.jsonl   one line a step, one more where validation ran
             samples.md      texts written while training
             loss.png        the curve
@@ -20,8 +21,11 @@ from backgpt.files import cannot_write, write_whole
 from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
+RUN = "run.json"
 
-KNOWN = frozenset({SETTINGS, METRICS, SAMPLES, CURVE, CHECKPOINTS, BEST, LATEST, "tensorboard"})
+KNOWN = frozenset(
+    {SETTINGS, RUN, METRICS, SAMPLES, CURVE, CHECKPOINTS, BEST, LATEST, "tensorboard"}
+)
 """What a run writes; before its first checkpoint it may have left some of that."""
 
 CHANGEABLE = frozenset(
@@ -70,6 +74,16 @@ def write_settings(config: TrainConfig) -> None:
         write_whole(config.out / SETTINGS, to_toml(config).encode())
     except OSError as error:
         raise cannot_write(config.out, error) from None
+
+
+def add_start(run: Path, about: Record, start: Record) -> None:
+    """Say in `run.json` what the run is `about`, and of one more `start` of it."""
+    try:
+        starts = list(json.loads((run / RUN).read_text(encoding="utf-8"))["starts"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        starts = []  # the first, or it was damaged
+    content = json.dumps({**about, "starts": [*starts, start]}, indent=2) + "\n"
+    write_whole(run / RUN, content.encode())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

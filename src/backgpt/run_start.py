@@ -1,10 +1,13 @@
 """What a run begins with: its own last checkpoint, the model that is tuned, or neither."""
 
+import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from backgpt import __version__
 from backgpt.builtin import find
 from backgpt.checkpoint import Checkpoint, checkpoints, read_checkpoint, set_aside
 from backgpt.config import TrainConfig
@@ -84,3 +87,13 @@ def check_goes_on(
             f"{run} was started on other data than it is given now: "
             "give that data to go on, or another --out to start anew"
         )
+
+
+def record_of_start(step: int) -> dict[str, Any]:
+    """Return when and with what a run is started at `step`."""
+    return {
+        "step": step,
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "backgpt": __version__,
+        "python": platform.python_version(),
+    }

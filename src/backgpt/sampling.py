@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.checks import check_number, whole
-from backgpt.errors import UsageError
+from backgpt.errors import NO_NUMBERS, BackgptError, UsageError
 
 Floats = npt.NDArray[np.float64]
 
@@ -68,16 +68,18 @@ def draw(
     text_ids: npt.NDArray[np.int64],
     apart: npt.NDArray[np.bool_],
 ) -> int:
-    """Draw one id from (V,) `logits`.
+    """Draw one id from (V,) `logits`. Raises BackgptError if one of them is not a number.
 
     `text_ids`, (T,), are those the text has so far; `apart`, (V,) bool, are the ids
     that do not go on inside a word; (1,) says it of all.
     """
     scores = penalize(logits.astype(np.float64), text_ids, sampling.repetition_penalty)
     scores = penalize_runs(scores, text_ids, apart, sampling.dry_multiplier)
+    top = scores.max()
+    if math.isnan(top):
+        raise BackgptError(NO_NUMBERS)
     if sampling.top_k == 1:
         return int(np.argmax(scores))
-    top = scores.max()
     ids = np.arange(len(scores))
     if sampling.min_p > 0 and sampling.top_p == 1:
         # Dropping the unlikely first gives the same draw, and little is left to compute with.

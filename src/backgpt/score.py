@@ -25,7 +25,7 @@ from backgpt.checks import texts as checked_texts
 from backgpt.checks import whole
 from backgpt.engine import Engine
 from backgpt.engine.beginnings import cut_by_beginning
-from backgpt.errors import UsageError
+from backgpt.errors import NO_NUMBERS, BackgptError, UsageError
 from backgpt.language import Language, Row
 from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
 from backgpt.slices import Slices, finished
@@ -212,6 +212,7 @@ def score_in_slices(
     batches = cut_by_length(np.arange(len(pieces)), widths, budget=together)
     for batch in _score_batches(engine, batches, lengths, model_ids):
         for index, values in batch:
+            _check_numbers(values)
             number, window = pieces[index]
             by_text[number][window.scored][order.permutation(scored[index])] = values
         yield
@@ -271,6 +272,7 @@ def written_in_slices(
     found: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(pairs)
     for batch in _score_batches(engine, batches, lengths, wholes.__getitem__):
         for index, values in batch:
+            _check_numbers(values)
             found[index] = values
         yield
     return found
@@ -294,6 +296,12 @@ def corpus_nats(engine: Engine, rows: Rows) -> float:
     return -math.fsum(
         float(values.sum(dtype=np.float64)) for batch in scored for _, values in batch
     )
+
+
+def _check_numbers(values: npt.NDArray[np.float32]) -> None:
+    """Raise BackgptError if a log-probability is not a number."""
+    if not np.isfinite(values).all():
+        raise BackgptError(NO_NUMBERS)
 
 
 def _score_batches(

@@ -28,6 +28,7 @@ SIZES = {
     "vocab_size": "vocab_size",
 }
 """Their name of a size -> ours."""
+_CODE = re.compile(r"(?:Unsupported (?:global|class)|GLOBAL)\W+(?:GLOBAL\s+)?([\w.]+)")
 
 
 def read_smolgpt(source: Path, tokenizer: Path | None) -> ForeignModel:
@@ -77,14 +78,16 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises many kinds, for damage too
-        code = re.search(r"(?:GLOBAL|Unsupported (?:global|class))\W+([\w.]+)", str(error))
+        code = _CODE.search(str(error))
         if code:
             raise DataError(
                 f"{path} holds {code[1]}, which is code and is not run: save only numbers and "
                 "arrays ('model_args' and 'model')"
             ) from None
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise CorruptFileError(f"{path} is not a checkpoint of torch: {reason}") from None
+        reason = re.split(r"\n|\. ", str(error).strip())[0][:120]
+        raise CorruptFileError(
+            f"{path} is not a checkpoint of torch, or damaged: {reason}; copy it again"
+        ) from None
     for key in ("model_args", "model"):
         if not isinstance(content, dict) or not isinstance(content.get(key), Mapping):
             raise DataError(f"{path} has no {key!r}: it is not a checkpoint of smolGPT")

@@ -16,6 +16,7 @@ from backgpt.errors import ConfigError, DataError
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message
 from backgpt.model_folder import ModelFolder
+from backgpt.prepare import sources_of
 from backgpt.shape import ModelConfig
 from backgpt.shards import open_dataset
 from backgpt.tokenizer import Tokenizer
@@ -28,7 +29,8 @@ ANSWERS = ("Paris.", "You need flour, eggs, butter and sugar.")
 class TrainingData:
     """The rows of a run. `valid` has those of each language apart, none without a split.
 
-    `valid_bytes` are the bytes of text in one of them, and `notes` what a user should know.
+    `valid_bytes` are the bytes of text in one of them, `notes` what a user should know, and
+    `sources` where the text is from, as far as it is known.
     """
 
     tokenizer: Tokenizer
@@ -39,6 +41,7 @@ class TrainingData:
     valid_bytes: Sequence[int]
     prompts: Sequence[Prompt]
     notes: Sequence[str] = ()
+    sources: Sequence[str] = ()
 
 
 def open_training_data(config: TrainConfig, *, init: ModelFolder | None) -> TrainingData:
@@ -58,8 +61,17 @@ def _documents(config: TrainConfig, init: ModelFolder | None) -> TrainingData:
             f"{config.init} has another tokenizer than {config.data}: prepare the data with that "
             "model's tokenizer.json (--tokenizer)"
         )
+    if config.hints and not dataset.tokenizer.is_own:
+        raise ConfigError(
+            f"hints = {config.hints}: the tokenizer of {config.data} is another project's and has "
+            "no control ids for them: leave hints out"
+        )
     languages = Language.all_of(dataset.tokenizer, config.direction, config.unit)
     shape = config.shape(dataset.tokenizer.vocab_size, of_init=init.config if init else None)
+    rows = Windows(dataset.train, languages, block_size=shape.block_size)
+    notes = []
+    if config.hints and not rows.n_whole:
+        notes.append(f"no document fits into {shape.block_size} ids: none gets hints")
     valid = [
         (language, Windows(dataset.valid, [language], block_size=shape.block_size))
         for language in (languages if dataset.valid else ())
@@ -70,10 +82,12 @@ def _documents(config: TrainConfig, init: ModelFolder | None) -> TrainingData:
         tokenizer=dataset.tokenizer,
         languages=languages,
         shape=shape,
-        rows=Windows(dataset.train, languages, block_size=shape.block_size),
+        rows=rows,
         valid=valid,
         valid_bytes=[sum(shard.text_bytes for shard in dataset.valid)] * len(valid),
         prompts=[main.prompt(text, at_edge=True) for text in given],
+        notes=notes,
+        sources=sources_of(config.data),
     )
 
 
@@ -104,6 +118,7 @@ def _conversations(config: TrainConfig, init: ModelFolder | None) -> TrainingDat
         valid_bytes=[dialogues.n_bytes for _, dialogues in valid],
         prompts=prompts,
         notes=[rows.summary],
+        sources=config.chat,
     )
 
 

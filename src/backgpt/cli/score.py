@@ -1,7 +1,6 @@
 """`backgpt score`: how likely a model finds texts, read backward, forward, or both ways."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -221,9 +220,9 @@ def _record(
         record["tokens"] = _token_names(models[0], document.text)
     for model, found in zip(models, scores, strict=True):
         record[model.direction] = {
-            "logprob": _finite(found.logprob),
-            "nats_per_token": _finite(found.loss),
-            "bits_per_byte": _finite(found.bpb),
+            "logprob": found.logprob,
+            "nats_per_token": found.loss,
+            "bits_per_byte": found.bpb,
         }
         if tokens:
             record[model.direction]["token_logprobs"] = _token_logprobs(model, found)
@@ -322,7 +321,7 @@ def _token_names(model: "Model", text: str) -> list[str]:
 
 def _token_logprobs(model: "Model", score: "Score") -> list[float | None]:
     """Return the log-probabilities in reading order, None for the marker that is given."""
-    values = [_finite(value) for value in score.token_logprobs.tolist()]
+    values: list[float | None] = score.token_logprobs.tolist()
     values[-1 if model.direction == "backward" else 0] = None
     return values
 
@@ -333,8 +332,3 @@ def _texts(count: int) -> str:
 
 def _n_windows(scores: "list[Score]") -> int:
     return max(score.n_windows for score in scores)
-
-
-def _finite(value: float) -> float | None:
-    """Return `value`, or None for what JSON has no number for."""
-    return value if math.isfinite(value) else None

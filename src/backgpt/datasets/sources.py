@@ -49,6 +49,8 @@ def find_source(
     if not spec:
         known = ", ".join(NAMED_SOURCES)
         raise DataError(f"the source is empty: give a file, a folder, a glob, or one of {known}")
+    if spec == "-":
+        raise DataError("texts are read twice, so not from a pipe: write them into a file first")
     if spec == BUILTIN:
         return Source(spec=spec, files=())
     if spec in HUB_FILES:

@@ -5,17 +5,16 @@ ImportError where the package was installed without a compiler.
 """
 
 import heapq
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from backgpt.checks import whole
+from backgpt.cores import count_cores
 from backgpt.engine import (
     Dtype,
     FloatArray,
@@ -43,17 +42,6 @@ def instruction_sets() -> list[str]:
     return _native.instruction_sets()
 
 
-def available_threads() -> int:
-    """Return how many cores this process may use: its affinity, within the container's quota.
-
-    Two hardware threads of one core share what a product needs, so they count as one.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, min(len(cores), _quota()))
-
-
 class NativeEngine:
     """Implements `engine.Engine` on a CPU.
 
@@ -61,7 +49,7 @@ class NativeEngine:
     `name_scale`, (rows,) float32, so that w = q * scale. Without `lm_head.weight` the embeddings
     are one. `dtype` is what products are computed in: int8 rows are taken as they are or rounded
     from floats (by row), int4 is rounded in groups of 32. Keys and values are kept in bfloat16,
-    except with float32. `threads` is at most, and by default, `available_threads()`; `isa` is one
+    except with float32. `threads` is at most, and by default, `count_cores()`; `isa` is one
     of `instruction_sets()`, by default the first.
 
     Raises CorruptFileError if an array is missing, unknown or has another shape; UsageError for
@@ -85,7 +73,7 @@ class NativeEngine:
         self.isa = _one_of("instruction set", isa, instruction_sets())
         if threads is not None:
             whole("threads", threads, least=1)
-        self.threads = min(threads or available_threads(), available_threads())
+        self.threads = min(threads or count_cores(), count_cores())
         self._model = _native.Model(
             asdict(config),
             _fitting(config, weights),
@@ -221,21 +209,3 @@ def _fitting(config: ModelConfig, weights: Arrays) -> dict[str, npt.NDArray[Any]
         name: np.ascontiguousarray(array, dtype=np.int8 if name in rows else np.float32)
         for name, array in weights.items()
     }
-
-
-def _siblings(cpu: int) -> str:
-    """Return the hardware threads that share a core with `cpu`, as the system writes them."""
-    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return str(cpu)
-
-
-def _quota() -> int:
-    """Return how many whole cores the control group grants, at least 1; many if it sets none."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return 1 << 16
