@@ -13,10 +13,10 @@ from pathlib import Path
 
 from backgpt.builtin import MODELS, NAME, describe
 from backgpt.card import CARD, Card, ChatMeasures, Measures
-from backgpt.card_text import README, full_card
+from backgpt.card_text import full_card
 from backgpt.config import read_as
 from backgpt.errors import BackgptError, UsageError
-from backgpt.model_folder import read_model, save_model
+from backgpt.model_folder import README, read_model, save_model
 from backgpt.quantize import count_parameters
 
 

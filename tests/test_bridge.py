@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backgpt import bridge
 from backgpt.api import Model
-from backgpt.bridge import ACROSS, AT_SEAM, Bridge, best_places, join, room_for_middle
+from backgpt.bridge import ACROSS, AT_SEAM, Bridge, best_bridges, join, room_for_middle
 from backgpt.engine import FloatArray
 from backgpt.errors import UsageError
 from backgpt.generate import Text
@@ -521,8 +521,8 @@ def test_what_cannot_be_bridged_is_refused_before_any_is_written(tokenizer: Toke
 def test_a_bridge_that_obeys_comes_before_one_that_is_joined_better() -> None:
     middles = {" a cat ": -1.0, " a dog ": -3.0, " the dog ": -2.0}
     bridges = [Bridge("It was", text, "ran.", value, 0, "stop") for text, value in middles.items()]
-    assert best_places(bridges, NO_HINTS) == [0, 2, 1]
-    assert best_places(bridges, Hints(words=("dog",))) == [2, 1, 0]
+    assert best_bridges(bridges, NO_HINTS) == [0, 2, 1]
+    assert best_bridges(bridges, Hints(words=("dog",))) == [2, 1, 0]
 
 
 def test_a_bridge_has_the_words_it_was_asked_for_if_any_has(tokenizer: Tokenizer) -> None:

@@ -19,13 +19,12 @@ import backgpt
 from backgpt import builtin
 from backgpt.builtin import describe, find, names
 from backgpt.card import CARD, Card, read_card
-from backgpt.card_text import README
 from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.manifest import verify
 from backgpt.model import Transformer
-from backgpt.model_folder import ModelFolder, read_model, save_model
+from backgpt.model_folder import README, ModelFolder, read_model, save_model
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train

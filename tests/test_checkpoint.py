@@ -29,7 +29,7 @@ from backgpt.model_folder import (
     LATEST,
     WEIGHTS,
     ModelFolder,
-    Trained,
+    SeenData,
     folder_of,
     pointed,
     read_model,
@@ -86,7 +86,7 @@ def test_a_model_folder_comes_back_as_it_was_written(model: ModelFolder, folder:
 @pytest.mark.parametrize(
     ("state", "trained"),
     [
-        ('{"step": 4, "tokens": 90, "data_sha256": "ab"}', Trained(4, 90, "ab")),
+        ('{"step": 4, "tokens": 90, "data_sha256": "ab"}', SeenData(4, 90, "ab")),
         ('{"step": 4}', None),
         ('{"step": 1e999, "tokens": 90, "data_sha256": "ab"}', None),
         ("[1]", None),
@@ -94,7 +94,7 @@ def test_a_model_folder_comes_back_as_it_was_written(model: ModelFolder, folder:
     ],
 )
 def test_what_a_checkpoint_was_trained_on_is_known_and_other_files_are_let_be(
-    folder: Path, state: str, trained: Trained | None
+    folder: Path, state: str, trained: SeenData | None
 ) -> None:
     assert read_unverified(folder).trained is None
     (folder / "state.json").write_text(state)

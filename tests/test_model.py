@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from backgpt import kernels
+from backgpt.batches import IGNORE
 from backgpt.errors import UsageError
-from backgpt.kernels import IGNORE
 from backgpt.model import Cache, Transformer
 from backgpt.shape import ModelConfig
 

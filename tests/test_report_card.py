@@ -35,7 +35,7 @@ from backgpt.evaluate_twins import (
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.generate import Text
 from backgpt.intervals import of_share, over_documents
-from backgpt.model_folder import Trained
+from backgpt.model_folder import SeenData
 from backgpt.order import ModelIds
 from backgpt.report import ArrowReport, ReportCard, Twins
 from backgpt.report_card import Extent, unlike
@@ -128,8 +128,8 @@ def test_what_twins_have_seen_is_told_and_compared(
     card: ReportCard, model: Model, some: list[str]
 ) -> None:
     assert "Trained" not in render_card(card)
-    backward = replace(model, trained=Trained(steps=40, tokens=36_708, data_sha256="ab" * 32))
-    forward = replace(model.turned(), trained=Trained(10, 9_111, "ab" * 32))
+    backward = replace(model, trained=SeenData(steps=40, tokens=36_708, data_sha256="ab" * 32))
+    forward = replace(model.turned(), trained=SeenData(10, 9_111, "ab" * 32))
     found = measure([(backward, forward)], some, replace(SMALL, ranked=0, bridged=0))
     assert found.trained == (backward.trained, forward.trained)
     assert found.unlike == ("training tokens = 36,708, 9,111",)
@@ -139,10 +139,10 @@ def test_what_twins_have_seen_is_told_and_compared(
     assert "## Bridges" not in text
     assert plot_card(found).startswith(PNG)
     assert unlike((backward, model.turned())) == ()  # of one it is not known
-    other = replace(forward, trained=Trained(40, 36_708, "cd" * 32))
+    other = replace(forward, trained=SeenData(40, 36_708, "cd" * 32))
     data = "training data = abababababab, cdcdcdcdcdcd"
     assert unlike((backward, other)) == (data,)
-    second = replace(backward, trained=Trained(40, 36_901, "ab" * 32))  # as another seed has it
+    second = replace(backward, trained=SeenData(40, 36_901, "ab" * 32))  # as another seed has it
     assert unlike((backward, replace(other, trained=backward.trained)), (second, second)) == ()
     assert unlike((second, second), (backward, other)) == (data,)
     chats = [replace(one, takes_chat=True) for one in (backward, forward)]

@@ -18,7 +18,7 @@ from typing import get_args
 
 from backgpt.alternatives import Alternative, find_alternatives
 from backgpt.around import Surrounded, surround
-from backgpt.bridge import Bridge, best_places, check_given, join, room_for_middle
+from backgpt.bridge import BRIDGES_TRIED, Bridge, best_bridges, check_given, join, room_for_middle
 from backgpt.builtin import DEFAULT, find
 from backgpt.chat import Template
 from backgpt.checks import check_text, texts, whole
@@ -29,7 +29,7 @@ from backgpt.generate import Text, collect, in_model_order, pieces, texts_of
 from backgpt.hints import NO_HINTS, Hints, Length
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role, take_turns
-from backgpt.model_folder import Trained, read_model
+from backgpt.model_folder import SeenData, read_model
 from backgpt.order import Direction, Unit
 from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
 from backgpt.rewind import Transcript, rewind
@@ -39,7 +39,7 @@ from backgpt.score import Score, WordScore, score_texts, sums_written, word_scor
 from backgpt.shape import ModelConfig
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
-from backgpt.verse import CANDIDATES, Verse, rhyming_words, write_verse
+from backgpt.verse import LINES_TRIED, Verse, rhyming_words, write_verse
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Model:
     engine: Engine
     takes_hints: bool = False
     takes_chat: bool = False
-    trained: Trained | None = None
+    trained: SeenData | None = None
 
     @property
     def direction(self) -> Direction:
@@ -176,7 +176,7 @@ class Model:
         self,
         opening: str,
         ending: str,
-        n: int = 8,
+        n: int = BRIDGES_TRIED,
         *,
         twin: "Model | None" = None,
         words: Sequence[str] = (),
@@ -208,7 +208,7 @@ class Model:
         far = opening if self.direction == "backward" else ending
         hints = Hints(words=tuple(words), length=length)
         found = finished(join(self, other, texts, far, hints))
-        return [found[place] for place in best_places(found, hints)]
+        return [found[place] for place in best_bridges(found, hints)]
 
     def surround(
         self,
@@ -245,7 +245,7 @@ class Model:
         end_words: Sequence[str],
         *,
         n: int = 1,
-        candidates: int = CANDIDATES,
+        candidates: int = LINES_TRIED,
         sampling: Sampling | None = None,
         seed: int | None = None,
     ) -> list[Verse]:

@@ -21,11 +21,13 @@ from backgpt.errors import TooLongError, UsageError
 from backgpt.generate import FinishReason, Text, Writer
 from backgpt.hints import NO_HINTS, Hints
 from backgpt.language import Language, Parts, Row
-from backgpt.order import IdArray, ReadingIds
+from backgpt.order import ReadingIds, joined
 from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, written_in_slices
 from backgpt.slices import Slices
 from backgpt.tokenizer import WHITE_SPACE
 
+BRIDGES_TRIED = 8
+"""How many texts are written for one that is kept."""
 ACROSS = 10  # ids behind a seam that are scored
 AT_SEAM = 3  # how many times the first of them counts: each other one has that before it to go by
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
@@ -119,7 +121,7 @@ def join(
     return [seam.cutting.bridge(seam.place, seam.logprob) for seam in seams]
 
 
-def best_places(bridges: Sequence[Bridge], hints: Hints) -> list[int]:
+def best_bridges(bridges: Sequence[Bridge], hints: Hints) -> list[int]:
     """Return which of `bridges` are best, best first: of those that obey most, the best joined."""
 
     def goodness(place: int) -> tuple[int, float]:
@@ -210,10 +212,10 @@ class _Cutting:
         )
 
     def _after_opening(self, place: int) -> Parts:
-        return self._opening_ids, _joined(self._kept(place), self._ending_ids)
+        return self._opening_ids, ReadingIds(joined(self._kept(place), self._ending_ids))
 
     def _before_ending(self, place: int) -> Parts:
-        return _joined(self._opening_ids, self._kept(place)), self._ending_ids
+        return ReadingIds(joined(self._opening_ids, self._kept(place))), self._ending_ids
 
     def _kept(self, place: int) -> ReadingIds:
         return ReadingIds(self._ids[place:] if self._leftward else self._ids[:place])
@@ -275,7 +277,3 @@ class _Cutting:
                 writer.push(int(id_))
         writer.finish("stop")
         return writer.written
-
-
-def _joined(first: IdArray, second: IdArray) -> ReadingIds:
-    return ReadingIds(np.concatenate((first, second)).astype(np.int64))

@@ -12,8 +12,6 @@ from backgpt.card import Card, ChatMeasures, Measures, Obedience, ShownExchange,
 from backgpt.order import Directions, Unit
 from backgpt.shape import ModelConfig
 
-README = "README.md"
-
 MODES_IN_WORDS = {
     "ask": "`ask`: the question, given the answer",
     "rewind": "`rewind`: all before the last message",

@@ -29,7 +29,7 @@ from backgpt.errors import UsageError
 from backgpt.hints import Kind
 from backgpt.language import Language, Prompt, Stops
 from backgpt.messages import ROLES, Message, Role, bytes_of
-from backgpt.order import IdArray, ModelIds, ReadingIds
+from backgpt.order import IdArray, ModelIds, ReadingIds, joined
 
 if TYPE_CHECKING:
     from backgpt.datasets.records import Conversation
@@ -68,7 +68,7 @@ class Template:
         """Return messages in reading order, (T,) int64, each behind its tag."""
         encode = self.language.tokenizer.encode
         parts = ((np.array([self.tag(m.role)]), encode(m.text)) for m in messages)
-        return ReadingIds(_joined(*chain.from_iterable(parts)))
+        return ReadingIds(joined(*chain.from_iterable(parts)))
 
     def before(self, messages: Sequence[Message], *, context: str = "") -> Prompt:
         """Return the prompt for the message before `messages`, the end of a conversation.
@@ -107,7 +107,7 @@ class Template:
     def written(self, prompt: Prompt, text: str) -> ModelIds:
         """Return the ids, (T,), of `text` as a whole message after `prompt`, its end included."""
         ids = self.language.order.to_model(self.language.tokenizer.encode(text))
-        return ModelIds(_joined(ids, prompt.stops.later))
+        return ModelIds(joined(ids, prompt.stops.later))
 
     def messages(self, ids: ModelIds) -> list[Message]:
         """Return the messages that a backward model's `ids`, (T,), hold: read and written ones.
@@ -168,7 +168,7 @@ class Template:
         """Return the row that writes all messages of a piece but the one that is met first."""
         start = [self._start_id] if piece.start == 0 else []
         end = [self._end_id] if piece.stop == len(messages) else []
-        reading = _joined(start, self.turns(messages[piece.start : piece.stop]), end)
+        reading = joined(start, self.turns(messages[piece.start : piece.stop]), end)
         whole = self.language.order.to_model(ReadingIds(reading))
         if self.language.direction == "backward":
             n_given = len(end) + len(self.turns(messages[piece.stop - 1 : piece.stop]))
@@ -217,7 +217,7 @@ class Template:
                 return None
         in_order = [hints[kind] for kind in ("context", "question") if kind in hints]
         return Exchange(
-            given=ModelIds(_joined(self.language.lead, *in_order, given)),
+            given=ModelIds(joined(self.language.lead, *in_order, given)),
             written=written,
             n_bytes=n_bytes,
             shortened=shortened,
@@ -229,8 +229,8 @@ class Template:
     def _ids(self, reading: Sequence[int], context: str, question: str | None = None) -> ModelIds:
         given: tuple[tuple[Kind, str | None], ...] = (("context", context), ("question", question))
         hints = [self.language.hint(kind, text) for kind, text in given if text]
-        ids = self.language.order.to_model(ReadingIds(_joined(reading)))
-        return ModelIds(_joined(self.language.lead, *hints, ids))
+        ids = self.language.order.to_model(ReadingIds(joined(reading)))
+        return ModelIds(joined(self.language.lead, *hints, ids))
 
     @property
     def _start_id(self) -> int:
@@ -244,10 +244,3 @@ class Template:
 def _message_prompt(ids: ModelIds, stops: Stops) -> Prompt:
     """Return a prompt for a message: a text of its own, between two tags."""
     return Prompt(text="", ids=ids, n_first=len(ids), joins_on=True, stops=stops)
-
-
-def _joined(*parts: Sequence[int] | IdArray) -> IdArray:
-    """Return parts one after the other, (T,) int64."""
-    return np.concatenate(
-        [np.zeros(0, dtype=np.int64), *(np.asarray(p, dtype=np.int64) for p in parts)]
-    )

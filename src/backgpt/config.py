@@ -21,7 +21,7 @@ from pydantic import (
 
 from backgpt.errors import ConfigError, DataError
 from backgpt.manifest import read_json
-from backgpt.order import Directions, Unit
+from backgpt.order import Directions
 from backgpt.shape import ModelConfig, did_you_mean, preset
 
 DEFAULT_PRESET = "nano"
@@ -48,7 +48,7 @@ class TrainConfig(Settings):
     out: Path = Path("runs/story")
     preset: str | None = None
     direction: Directions = "backward"
-    unit: Unit = "token"
+    unit: Literal["token", "word"] = "token"
     hints: float = Field(default=0.0, ge=0, le=1)
     init: str | None = None  # a path, or the name of a built-in model
 

@@ -16,14 +16,13 @@ from backgpt.foreign_folder import copy_folder, read_folder
 from backgpt.foreign_model import ForeignModel
 from backgpt.foreign_tokenizer import vocabulary, with_markers
 from backgpt.manifest import read_json
-from backgpt.model_folder import CONFIG, Family, save_model
+from backgpt.model_folder import CONFIG, README, Family, save_model
 from backgpt.order import Direction, RightwardDecoder, Unit
 from backgpt.quantize import count_parameters
 from backgpt.smolgpt_checkpoint import CHECKPOINT, check_kind, read_smolgpt
 from backgpt.tokenizer import END, PAD, START, Tokenizer
 
 NO_MARKER = "none"
-README = "README.md"
 PROBES = ("The end.", "One day, a cat sat.\n\n  The dog (aged 7) ran.", "é 中 😀")
 
 

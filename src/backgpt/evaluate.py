@@ -32,7 +32,7 @@ FIXED_ENDINGS = (
 REPEATED = 3  # times that a 4-gram occurs in a text that counts as repeating
 MOST_DRAWS = 1000  # of hints from one text until there are all kinds that are wanted
 
-_SENTENCE_END = re.compile(r"[.!?][\"']?\s+|\n\s*")
+_BETWEEN_SENTENCES = re.compile(r"[.!?][\"']?\s+|\n\s*")
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,12 @@ def measure_loss(model: Model, texts: Sequence[str], *, of: str, storage: Storag
     )
 
 
-def draw_endings(
-    texts: Sequence[str], n: int, *, seed: int, fixed: Sequence[str] = FIXED_ENDINGS
-) -> list[str]:
-    """Return `n` different endings: those that are `fixed`, then last sentences of `texts`.
+def draw_endings(texts: Sequence[str], n: int, *, seed: int) -> list[str]:
+    """Return `n` different endings: `FIXED_ENDINGS`, then last sentences of `texts`.
 
     Raises DataError if the texts do not have as many.
     """
-    endings = dict.fromkeys(fixed[:n])
+    endings = dict.fromkeys(FIXED_ENDINGS[:n])
     for index in np.random.default_rng(seed).permutation(len(texts)):
         if len(endings) == n:
             break
@@ -75,7 +73,7 @@ def draw_endings(
 def last_sentence(text: str) -> str:
     """Return the last sentence of a text, with the whole of a quotation that ends in it."""
     line_start = text.rfind("\n") + 1
-    starts = [0, line_start, *(match.end() for match in _SENTENCE_END.finditer(text))]
+    starts = [0, line_start, *(match.end() for match in _BETWEEN_SENTENCES.finditer(text))]
     for start in sorted(starts, reverse=True):
         sentence = text[start:]
         if sentence.strip() and (start == line_start or sentence.count('"') % 2 == 0):

@@ -19,7 +19,15 @@ from backgpt.card import CARD, Card, read_card
 from backgpt.errors import CorruptFileError, UsageError, printable
 from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
 from backgpt.manifest import MANIFEST, read_json
-from backgpt.model_folder import TOKENIZER, WEIGHTS, ModelFolder, folder_of, read_model, save_model
+from backgpt.model_folder import (
+    README,
+    TOKENIZER,
+    WEIGHTS,
+    ModelFolder,
+    folder_of,
+    read_model,
+    save_model,
+)
 from backgpt.shape import check_shapes
 from backgpt.tokenizer import END, START
 
@@ -109,7 +117,7 @@ def export_hf(source: Source, out: Path, *, graph: bytes | None = None) -> None:
     said = {"format": kind, "model": source.name, **metadata(model)}
     files = {
         WEIGHTS: save(dict(model.weights), metadata={"format": "pt", **metadata_as_text(model)}),
-        "README.md": readme(source.name, model, source.card, onnx=graph is not None).encode(),
+        README: readme(source.name, model, source.card, onnx=graph is not None).encode(),
         EXPORT: (json.dumps(said, indent=2) + "\n").encode(),
     }
     if model.chat:

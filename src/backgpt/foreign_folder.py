@@ -20,6 +20,7 @@ from backgpt.manifest import read_json, whole_folder, write_json
 from backgpt.model_folder import (
     CONFIG,
     HUGGING_FACE_NAMES,
+    README,
     TOKENIZER,
     WEIGHTS,
     ModelFolder,
@@ -102,7 +103,7 @@ def copy_folder(model: ForeignModel, folder: ModelFolder, out: Path, card: bytes
                 shutil.copyfile(path, temporary / path.name)
         tokenizer.save(temporary / TOKENIZER)
         write_json(temporary / CONFIG, values)
-        write_synced(temporary / "README.md", card)
+        write_synced(temporary / README, card)
 
 
 def _check_config(source: Path, values: dict[str, Any]) -> None:

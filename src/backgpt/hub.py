@@ -17,10 +17,9 @@ from pathlib import Path
 from backgpt import __version__
 from backgpt.errors import BackgptError, DataError, UsageError, needs_extra
 from backgpt.manifest import MANIFEST, files_in, fingerprint
-from backgpt.model_folder import CONFIG, folder_of, read_model
+from backgpt.model_folder import CONFIG, README, folder_of, read_model
 from backgpt.quantize import count_parameters
 
-README = "README.md"
 FILES = (
     *(CONFIG, "generation_config.json", "model*.safetensors*", "tokenizer*.json"),
     *("chat_template*", "card.json", MANIFEST, README),

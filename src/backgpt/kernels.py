@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target that is not scored
+from backgpt.batches import IGNORE
+
 LOSS_CHUNK = 1024  # rows whose logits exist at one time on a CPU
 LOGITS_LIMIT = 2**29  # logits that exist at one time on a GPU: 1 GB of bfloat16
 QUERY_BLOCK = 128  # queries that attend together; their scores are one temporary

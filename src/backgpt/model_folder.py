@@ -25,6 +25,7 @@ from backgpt.shape import ModelConfig, shape_from
 from backgpt.tokenizer import PAD, Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+README = "README.md"
 INT8_WEIGHTS = "model.int8.safetensors"
 STATE = "state.json"  # of a checkpoint: where its run was
 WEIGHTS_OF: dict[Storage, str] = {"float32": WEIGHTS, "int8": INT8_WEIGHTS}
@@ -51,7 +52,7 @@ HUGGING_FACE_NAMES = {
 
 
 @dataclass(frozen=True)
-class Trained:
+class SeenData:
     """What a run has made of its model: steps, tokens, and the SHA-256 of the data these are from.
 
     What a model that it began from had seen before is not among it.
@@ -83,7 +84,7 @@ class ModelFolder:
     storage: Storage = "float32"
     family: Family = "qwen3"
     path: Path | None = None
-    trained: Trained | None = None
+    trained: SeenData | None = None
 
     @property
     def languages(self) -> list[Language]:
@@ -162,12 +163,12 @@ def read_unverified(
     )
 
 
-def _trained(folder: Path) -> Trained | None:
+def _trained(folder: Path) -> SeenData | None:
     if not (folder / STATE).is_file():
         return None
     try:
         state = read_json(folder / STATE)
-        return Trained(int(state["step"]), int(state["tokens"]), str(state["data_sha256"]))
+        return SeenData(int(state["step"]), int(state["tokens"]), str(state["data_sha256"]))
     except (CorruptFileError, KeyError, OverflowError, TypeError, ValueError):  # somebody else's
         return None
 
@@ -203,7 +204,7 @@ def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32
     model.tokenizer.save(folder / TOKENIZER)
     for name, values in _json_files(model, storage).items():
         write_json(folder / name, values)
-    from backgpt.card_text import README, short_card  # reads and checks more than running needs
+    from backgpt.card_text import short_card  # reads and checks more than running needs
 
     card = short_card(
         model.config, model.direction, model.unit, n_parameters=count_parameters(model.weights)

@@ -10,6 +10,7 @@ into pieces of text whose join is always the decoded text.
 """
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NewType
 
@@ -35,6 +36,11 @@ ModelIds = NewType("ModelIds", IdArray)
 """Ids as the model meets them, 1-D. A different type, so that mypy refuses to reverse twice."""
 
 CONTINUATION_BYTES = range(0x80, 0xC0)  # UTF-8: not the first byte of a character
+
+
+def joined(*parts: Sequence[int] | IdArray) -> npt.NDArray[np.int64]:
+    """Return ids one after the other, (T,) int64."""
+    return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
 
 @dataclass(frozen=True)

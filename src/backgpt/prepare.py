@@ -28,7 +28,6 @@ from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
 from backgpt.files import held, write_whole
-from backgpt.order import Direction, Unit
 from backgpt.parts import (
     CHUNK_BYTES,
     SHARD_TOKENS,
@@ -162,13 +161,11 @@ class PeekedDocument:
     """The same in model order."""
 
 
-def peek(
-    out: Path, n: int, *, direction: Direction = "backward", unit: Unit = "token"
-) -> list[PeekedDocument]:
+def peek(out: Path, n: int) -> list[PeekedDocument]:
     """Return up to `n` training documents, spread over the first shard of the dataset at `out`."""
     dataset = open_dataset(out, verify=False)
     tokenizer, shard = dataset.tokenizer, dataset.train[0]
-    order = tokenizer.order(direction, unit)
+    order = tokenizer.order("backward", "token")
 
     def pieces(ids: Any) -> tuple[str, ...]:
         return tuple(tokenizer.token_bytes[i].decode("utf-8", errors="replace") for i in ids)

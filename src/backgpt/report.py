@@ -11,7 +11,7 @@ from backgpt.card import Obedience, Statistics
 from backgpt.config import Settings
 from backgpt.hints import Kind
 from backgpt.intervals import Estimate
-from backgpt.model_folder import Trained
+from backgpt.model_folder import SeenData
 
 
 class TwinLoss(Settings):
@@ -159,7 +159,7 @@ class ReportCard(Settings):
     data: str
     context: int
     unlike: tuple[str, ...] = ()
-    trained: tuple[Trained | None, Trained | None] = (None, None)
+    trained: tuple[SeenData | None, SeenData | None] = (None, None)
     seed: int
     loss: TwinLoss
     by_context: tuple[ContextGap, ...]

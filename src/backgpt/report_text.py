@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from backgpt.bridge import ACROSS
 from backgpt.card_text import share_of, statistics_rows
 from backgpt.intervals import Estimate
-from backgpt.model_folder import Trained
+from backgpt.model_folder import SeenData
 from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranked, TwinLoss
 
 INTERVALS = (
@@ -72,7 +72,7 @@ def render_arrow(report: ArrowReport) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _trained(trained: tuple[Trained | None, Trained | None]) -> Iterator[str]:
+def _trained(trained: tuple[SeenData | None, SeenData | None]) -> Iterator[str]:
     known = [
         f"{way} {one.tokens:,} tokens of {one.data_sha256[:12]} in {one.steps:,} steps"
         for way, one in zip(("backward", "forward"), trained, strict=True)

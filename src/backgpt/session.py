@@ -24,7 +24,7 @@ from backgpt.errors import CorruptFileError, UsageError
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
 from backgpt.messages import ROLES, Message, Role
-from backgpt.order import IdArray, ModelIds
+from backgpt.order import ModelIds, joined
 from backgpt.rewind import Piece, going_back, spoken
 from backgpt.running import Job
 from backgpt.sampling import Sampling
@@ -276,17 +276,17 @@ class Session:
             ids = prompt.ids
         else:
             turn = self.model.language.order.to_model(self._template.turns([message]))
-            ids = _joined(talk.ids, turn)
+            ids = ModelIds(joined(talk.ids, turn))
             read = self._readable(ids, already=len(talk.ids))
             prompt = replace(prompt, ids=read, n_first=len(read))
         text = yield from self._message(prompt, "user", seed)
-        return _joined(ids, text.ids, prompt.stops.later), text.logprob
+        return ModelIds(joined(ids, text.ids, prompt.stops.later)), text.logprob
 
     def _reply(self, question: str, _: Talk | None, seed: int) -> _Writing:
         """Write an answer to the user's question."""
         prompt = self._template.reply(question, context=self.context)
         text = yield from self._message(prompt, "assistant", seed)
-        return _joined(prompt.ids, text.ids, prompt.stops.later), text.logprob
+        return ModelIds(joined(prompt.ids, text.ids, prompt.stops.later)), text.logprob
 
     def _rewind(self, message: str, _: Talk | None, seed: int) -> _Writing:
         """Write the messages that led to the user's, which is the last of a conversation."""
@@ -339,7 +339,7 @@ class Session:
         tags = [self._template.tag(role) for role in ROLES]
         shorter = ids
         for place in np.flatnonzero(np.isin(ids[:already], tags)):
-            shorter = _joined(ids[:end], ids[place + 1 :])
+            shorter = ModelIds(joined(ids[:end], ids[place + 1 :]))
             if len(shorter) <= most:
                 break
         if not self._told_it_is_long:
@@ -383,10 +383,6 @@ def _without_last(talks: Talks) -> Talks:
     if not said:
         return tuple(before)
     return (*before, replace(talk, ids=ModelIds(talk.ids[: last.start]), said=tuple(said)))
-
-
-def _joined(*parts: IdArray | Iterable[int]) -> ModelIds:
-    return ModelIds(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
 
 
 def _said_in(saved: SavedTalk, number: int) -> str:

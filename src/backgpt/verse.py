@@ -31,7 +31,7 @@ from backgpt.running import Job, room_for
 from backgpt.sampling import Sampling
 from backgpt.score import score_written
 
-CANDIDATES = 8
+LINES_TRIED = 8
 """How many lines are written for one that is kept."""
 LEAST_WORDS, MOST_WORDS = 4, 11
 """How many words a line should have in front of its last one."""
@@ -76,7 +76,7 @@ def write_verse(
     language: Language,
     end_words: Sequence[str],
     *,
-    candidates: int = CANDIDATES,
+    candidates: int = LINES_TRIED,
     sampling: Sampling,
     seed: int = 0,
 ) -> Verse:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from backgpt.hints import Hints, Length
     from backgpt.sampling import Sampling
 
-BEST_OF = 8  # bridges, or lines of verse, that are written for one that is kept
 LINES = 4  # that rhyme
 
 
@@ -265,10 +264,12 @@ def _bridge(
     model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling"
 ) -> None:
     """Write the best bridges from the opening to the ending."""
+    from backgpt.bridge import BRIDGES_TRIED
+
     bridges = model.bridge(
         asked.opening or "",
         asked.ending or "",
-        asked.num_samples * (asked.best_of or BEST_OF),
+        asked.num_samples * (asked.best_of or BRIDGES_TRIED),
         twin=twin,
         words=asked.wanted_words,
         length=asked.length,
@@ -302,6 +303,8 @@ def _verse(
     model: "Model", twin: "Model | None", asked: SampleOptions, sampling: "Sampling"
 ) -> None:
     """Write lines that end with the given words, or with words that rhyme."""
+    from backgpt.verse import LINES_TRIED
+
     last_words = list(split_words(asked.end_words))
     if asked.rhyme is not None:
         n_lines = LINES if asked.lines is None else asked.lines
@@ -309,7 +312,7 @@ def _verse(
     verses = model.verse(
         last_words,
         n=asked.num_samples,
-        candidates=asked.best_of or BEST_OF,
+        candidates=asked.best_of or LINES_TRIED,
         sampling=sampling,
         seed=asked.seed,
     )

@@ -82,9 +82,9 @@ def write_stories(count: int = STORY_COUNT, *, seed: int = SEED) -> list[str]:
     return sorted(made, key=lambda story: hashlib.sha256(story.encode()).digest())
 
 
-def corpus_text(count: int = STORY_COUNT, *, seed: int = SEED) -> str:
+def corpus_text() -> str:
     """Return the whole corpus as one text, stories separated by a blank line."""
-    return STORY_SEPARATOR.join(write_stories(count, seed=seed)) + "\n"
+    return STORY_SEPARATOR.join(write_stories(STORY_COUNT, seed=SEED)) + "\n"
 
 
 def write_file(path: Path) -> int:

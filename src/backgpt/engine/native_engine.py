@@ -6,7 +6,7 @@ ImportError where the package was installed without a compiler.
 
 import heapq
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -27,10 +27,9 @@ from backgpt.engine import (
 from backgpt.engine.beginnings import branches
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.order import IdArray
-from backgpt.quantize import SCALE
+from backgpt.quantize import SCALE, Arrays
 from backgpt.shape import EMBEDDING, ModelConfig, check_shapes
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int32]
 
 HEAD = "lm_head.weight"

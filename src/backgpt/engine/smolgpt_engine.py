@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backgpt import kernels
+from backgpt.batches import IGNORE
 from backgpt.errors import UsageError
-from backgpt.kernels import IGNORE
 from backgpt.model import Attend, Cache, Reading
 from backgpt.shape import ModelConfig, check_shapes
 

@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from backgpt.api import Model
-from backgpt.bridge import best_places as best_bridges
-from backgpt.bridge import join
+from backgpt.bridge import BRIDGES_TRIED, best_bridges, join
 from backgpt.generate import Drawing
 from backgpt.hints import Hints, words_of
 from backgpt.rank import best_places
 from backgpt.server.answers import ChoiceDetails, CompletionChoice, Obeyed, TokenLogprobs
 from backgpt.server.prompts import Given
-from backgpt.server.schema import CompletionRequest
+from backgpt.server.schema import MOST_TRIED, CompletionRequest
 from backgpt.server.scores import IDS_IN_A_SLICE
 from backgpt.server.tokens import Token, given_tokens, token_logprobs
 from backgpt.slices import Slices
-
-BRIDGES = 8  # that are written, to tell of the best, as `sample` does
 
 
 @dataclass
@@ -45,9 +42,9 @@ class Choices:
 
     @property
     def n_written(self) -> int:
-        """How many texts are written for each given one."""
-        default = max(self.asked.count, BRIDGES) if self.of_bridges else self.asked.count
-        return self.asked.best_of or default
+        """How many texts are written for each given one; of bridges as many as `sample` does."""
+        tried = min(self.asked.count * BRIDGES_TRIED, MOST_TRIED)
+        return self.asked.best_of or (tried if self.of_bridges else self.asked.count)
 
     @property
     def numbers(self) -> list[int]:
