@@ -215,8 +215,8 @@ def server(stand_in: Scripted) -> Scripted:
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
-    """Open an address; at the end no script may have failed and no policy been broken."""
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open an address, after a script; at the end none may have failed, and no policy be broken."""
     problems: list[str] = []
     pages = []
 
@@ -225,8 +225,9 @@ def visit(browser: Any) -> Iterator[Callable[[str], Any]]:
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             problems.append(message.text)
 
-    def go(address: str) -> Any:
+    def go(address: str, first: str = "") -> Any:
         page = browser.new_page()
+        page.add_init_script(first)
         pages.append(page)
         page.on("console", note)
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -952,6 +953,37 @@ def test_an_opening_without_an_ending_is_refused_in_one_line(
     page.click("#write")
     expect(page.get_by_role("alert")).to_have_text(re.compile("An opening needs an ending"))
     assert server.requests == []
+
+
+@pytest.mark.parametrize("denied", ["get() { throw new DOMException('no') }", "value: FULL"])
+def test_where_the_browser_keeps_nothing_the_page_works_until_it_goes(
+    server: Scripted, visit: Callable[..., Any], denied: str
+) -> None:
+    full = "{ getItem: () => null, setItem() { throw new DOMException('full') } }"
+    script = f"Object.defineProperty(window, 'sessionStorage', {{ {denied} }})"
+    server.answers["/v1/models"] = [Answer({}, status=401), models()]
+    server.answers["/v1/completions"] = [story(" fox.", "A")]
+    page = visit(server.address, script.replace("FULL", full))
+    page.fill("#key", "open-sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    write(page, " The end.")
+    assert sheet_text(page) == "A fox. The end."
+    assert server.requests[-1][1]["Authorization"] == "Bearer open-sesame"
+    page.evaluate("() => dispatchEvent(new PageTransitionEvent('pagehide'))")
+
+
+def test_a_text_that_is_not_shown_for_a_while_is_not_placed_anew(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story(" fox.", "A")]
+    page = visit(server.address)
+    write(page, " The end.")
+    word = page.locator(WORDS).first.element_handle()
+    for view in ("backchat", "story"):
+        page.evaluate("view => { location.hash = `#/${view}` }", view)
+        page.evaluate("() => new Promise((seen) => setTimeout(seen, 100))")
+    assert page.evaluate("word => word.isConnected", word)
 
 
 def test_story_chat_and_chosen_model_survive_a_reload(

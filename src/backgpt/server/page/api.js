@@ -1,5 +1,7 @@
 /** Talking to the server: JSON, streams of events, the API key, and errors in plain words. */
 
+import { store, stored } from "./storage.js";
+
 const KEY = "backgpt.key";
 
 /**
@@ -118,7 +120,7 @@ async function* events(response) {
  */
 async function send(path, body, signal) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = stored(KEY);
     /** @type {Record<string, string>} */
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     if (body) headers["Content-Type"] = "application/json";
@@ -141,7 +143,7 @@ async function send(path, body, signal) {
     const given = await askForKey(key !== null);
     if (given === null)
       throw new ApiError("This server asks for an API key: try again to give it.", 401);
-    sessionStorage.setItem(KEY, given);
+    store(KEY, given);
   }
 }
 

@@ -11,12 +11,12 @@ import { Pace } from "./pace.js";
  * @typedef {"ask" | "rewind" | "reply"} Mode
  * @typedef {{role: "user" | "assistant", content: string}} Message
  * One thing you said and what was written for it: `options` are the candidates, each the messages
- * that were written, in reading order; `rest` is the conversation that follows, said before.
+ * that were written, in reading order. One that `goesOn` stands before the exchange said before it.
  * @typedef {object} Exchange
  * @property {Mode} mode
  * @property {Message} said
  * @property {Message[][]} options
- * @property {Message[]} rest
+ * @property {boolean} goesOn
  * @property {string} context
  */
 
@@ -116,9 +116,8 @@ export class Chat {
       showProblem("Keep one of the candidates first: the conversation goes on from it.");
       return;
     }
-    const rest = goesOn ? [...newest.options[0], newest.said, ...newest.rest] : [];
     const role = mode === "reply" ? "user" : "assistant";
-    this.write({ mode, said: { role, content }, options: [], rest, context }, this.exchanges);
+    this.write({ mode, said: { role, content }, options: [], goesOn, context }, this.exchanges);
   }
 
   /** Write for the newest exchange once more. */
@@ -150,9 +149,10 @@ export class Chat {
       ...asked,
       options: Array.from({ length: Number(this.settings.field("n").value) }, () => []),
     };
+    const rest = restOf(exchange, older);
     let body;
     try {
-      body = this.settings.request(exchange);
+      body = this.settings.request(exchange, rest);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(error.message);
@@ -169,7 +169,7 @@ export class Chat {
     } finally {
       this.writing = null;
       this.unfinished = null;
-      this.endWriting(exchange, older, body);
+      this.endWriting(exchange, older, body, 1 + rest.length);
       const nothing = "No message came to its beginning: try again, or say something else.";
       showProblem(problem || (exchange.options.length || signal.aborted ? "" : nothing));
     }
@@ -180,8 +180,9 @@ export class Chat {
    * @param {Exchange} exchange
    * @param {Exchange[]} older
    * @param {{seed: number, messages: Message[]}} asked
+   * @param {number} all how many messages there were to be read
    */
-  endWriting(exchange, older, { seed, messages }) {
+  endWriting(exchange, older, { seed, messages }, all) {
     exchange.options = exchange.options.filter((messages) => messages.length);
     const came = exchange.options.length > 0;
     if (came) {
@@ -191,7 +192,6 @@ export class Chat {
       if (field.value.trim() === exchange.said.content) field.value = "";
     }
     this.render();
-    const all = 1 + exchange.rest.length;
     const read =
       messages.length < all ? ` · it read the newest ${messages.length} of ${all} messages` : "";
     this.view.endWriting(came ? `seed ${seed}${read}` : "");
@@ -256,4 +256,19 @@ export class Chat {
     if (!signal.aborted) for (const [index, messages] of finals) options[index] = messages;
     return problem;
   }
+}
+
+/**
+ * Return the conversation that follows what an exchange said, in reading order.
+ * @param {Exchange} exchange
+ * @param {Exchange[]} older newest first
+ * @returns {Message[]}
+ */
+function restOf({ goesOn }, older) {
+  const rest = [];
+  for (const { said, options, goesOn: further } of goesOn ? older : []) {
+    rest.push(...options[0], said);
+    if (!further) break;
+  }
+  return rest;
 }

@@ -36,8 +36,9 @@ export class ChatSettings {
    * Return a request; a field that is empty is left to the server. Of a long conversation it has
    * the newest messages. Raises RangeError for a field that does not hold what it should.
    * @param {import("./chat.js").Exchange} exchange
+   * @param {Message[]} rest the conversation that follows what is said
    */
-  request({ mode, said, rest, context, options }) {
+  request({ mode, said, context, options }, rest) {
     const temperature = this.number(decimal, "temperature", "Temperature");
     const rewinds = mode === "rewind";
     const turns = rewinds ? this.number(wholeNumber, "turns", "Messages to write") : undefined;

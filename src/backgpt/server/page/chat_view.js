@@ -126,8 +126,7 @@ export class ChatView {
    * @param {Exchange} exchange
    * @param {HTMLElement[]} options
    */
-  exchange({ mode, said, rest }, options) {
-    const goesOn = rest.length > 0;
+  exchange({ mode, said, goesOn }, options) {
     const element = make("article", {
       class: goesOn ? "exchange" : "exchange first",
       "aria-label": mode,

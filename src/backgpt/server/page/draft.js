@@ -1,5 +1,7 @@
 /** What was typed, chosen and written survives a reload: it is kept until the tab closes. */
 
+import { store, stored } from "./storage.js";
+
 const NAME = "backgpt.fields";
 
 /**
@@ -28,12 +30,12 @@ export function keepFields(root) {
  * @returns {any} null the first time
  */
 export function keep(name, current) {
-  const save = () => sessionStorage.setItem(name, JSON.stringify(current()));
+  const save = () => store(name, JSON.stringify(current()));
   addEventListener("pagehide", save);
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) save(); // a phone may end a hidden page without another event
   });
-  return JSON.parse(sessionStorage.getItem(name) ?? "null");
+  return JSON.parse(stored(name) ?? "null");
 }
 
 /**

@@ -38,7 +38,8 @@ export class LeftwardText {
     this.width = 0;
     this.ruler = ruler(root);
     new ResizeObserver(() => {
-      if (Math.abs(root.clientWidth - this.width) >= 1) this.placeAnew();
+      const { clientWidth } = root; // 0 while it is not shown
+      if (clientWidth && Math.abs(clientWidth - this.width) >= 1) this.placeAnew();
     }).observe(root);
   }
 
