@@ -10,7 +10,7 @@ import pytest
 from backgpt.batches import IGNORE, TrainingBatches, Windows, cut_by_length, cut_document
 from backgpt.errors import DataError
 from backgpt.language import Language
-from backgpt.order import ReadingIds
+from backgpt.order import Direction, ReadingIds
 from backgpt.shards import Dataset, open_dataset, open_shard, write_shard
 from backgpt.tokenizer import Tokenizer
 
@@ -131,6 +131,43 @@ def test_a_word_longer_than_the_context_is_cut(tokenizer: Tokenizer) -> None:
     cuts = list(cut_document(document, order, block_size=BLOCK_SIZE))
     assert cuts[-1][1] == 199
     assert max(stop - first for first, stop in cuts) <= BLOCK_SIZE
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_of_a_word_that_is_cut_the_shared_id_is_context_and_no_target_twice(
+    tokenizer: Tokenizer, tmp_path: Path, direction: Direction
+) -> None:
+    inside = np.flatnonzero(~tokenizer.starts_group)
+    ids = ReadingIds(np.resize(inside, 200).astype(np.uint16))
+    path = tmp_path / "train-00000.bin"
+    write_shard(
+        path, [(ids, 200)], tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size
+    )
+    found = Windows(
+        [open_shard(path)], [Language(tokenizer, direction, "word")], block_size=BLOCK_SIZE
+    )
+    marked = tokenizer.mark(ids)
+    order = tokenizer.order("backward", "word")
+    cuts = list(cut_document(marked, order, block_size=BLOCK_SIZE))
+    assert len(cuts) == len(found) > 2
+    rows = [found.sequence(index) for index in range(len(found))]
+    near = [first if direction == "forward" else last for first, last in cuts]
+    assert [int(row[0]) for row in rows] == [int(marked[place]) for place in near]
+    targets = np.concatenate([row[1:] for row in rows])
+    scored = marked[1:] if direction == "forward" else marked[:-1]
+    assert sorted(targets.tolist()) == sorted(scored.tolist())
+
+
+def test_batches_of_similar_lengths_come_in_no_order_of_length(dataset: Dataset) -> None:
+    found, plan = windows(dataset, "backward"), batches(dataset, accumulate=1)
+    longest = [
+        int(found.widths[indices].max())
+        for step in range(plan.steps_in(1))
+        for indices in plan.step(step)
+    ]
+    rises = sum(one < other for one, other in pairwise(longest))
+    falls = sum(one > other for one, other in pairwise(longest))
+    assert min(rises, falls) > len(longest) / 5
 
 
 def test_an_epoch_has_every_window_once_and_epochs_differ(dataset: Dataset) -> None:

@@ -72,6 +72,16 @@ def test_rows_in_another_order_have_another_digest(tokenizer: Tokenizer) -> None
     assert one == same != other
 
 
+def test_rows_of_the_same_lengths_with_other_ids_have_another_digest(tokenizer: Tokenizer) -> None:
+    languages = Language.all_of(tokenizer, "both", "token")
+    one, other = (
+        Dialogues([conversation("Who?", answer)], languages, block_size=256)
+        for answer in ("cat dog", "dog cat")
+    )
+    assert one.widths.tolist() == other.widths.tolist()
+    assert one.sha256 != other.sha256
+
+
 def test_rows_that_do_not_fit_are_counted(tokenizer: Tokenizer) -> None:
     rows = dialogues(tokenizer, block_size=40)
     assert rows.shortened > 0

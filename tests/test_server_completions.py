@@ -157,6 +157,17 @@ def test_a_prompt_and_a_suffix_are_bridged_as_python_does(
         assert chunks[-1]["usage"] == answer["usage"]
 
 
+def test_a_bridge_without_a_limit_fits_the_context_as_python_has_it(tokenizer: Tokenizer) -> None:
+    model = tiny_model(tokenizer, bias=-50.0, hints=False)  # which never ends by itself
+    opening = "One day, " * 20
+    asked = {"prompt": opening, "suffix": " The end.", "seed": 2, "best_of": 2}
+    with serving(catalog_of(model)) as address:
+        answer = post(address, PATH, **asked)
+    assert answer.status_code == 200, answer.text
+    bridges = model.bridge(opening, " The end.", 2, seed=2)
+    assert answer.json()["choices"][0]["text"] == bridges[0].middle
+
+
 def test_eight_bridges_are_written_if_nothing_else_is_said(address: str, model: Model) -> None:
     asked: dict[str, Any] = {"prompt": "One day,", "suffix": " The end.", "seed": 2}
     choice = post(address, PATH, **asked, max_tokens=20).json()["choices"][0]

@@ -294,6 +294,25 @@ def test_a_full_context_leaves_out_the_far_end_and_says_so_once(tokenizer: Token
     assert "no longer read" in notices[0]
 
 
+def test_a_conversation_is_read_as_long_as_it_leaves_the_room_to_write(
+    tokenizer: Tokenizer,
+) -> None:
+    model = model_of(tokenizer, block_size=64)
+    template, most = Template(model.language), 64 + 1 - 10
+    lengths = set()
+    for n_words in range(10, 46):
+        notices: list[str] = []
+        session = Session(model, sampling=FREE, max_new_tokens=10, seed=1, notice=notices.append)
+        list(session.say("A."))
+        message = Message("assistant", "so " * n_words + "it is.")
+        length = len(session.talks[0].ids) + len(template.turns([message]))
+        notices.clear()
+        list(session.say(message.text))
+        assert any("no longer read" in notice for notice in notices) == (length > most)
+        lengths.add(length)
+    assert {most, most + 1} <= lengths
+
+
 def test_of_each_conversation_that_grows_too_long_it_is_said(tokenizer: Tokenizer) -> None:
     notices: list[str] = []
     model = model_of(tokenizer, block_size=64)

@@ -715,6 +715,7 @@ def test_steps_made_ahead_are_those_that_are_asked_for() -> None:
         made = [ahead.of(step) for step in (4, 5, 6, 9, 10, 11)]
     assert [step for step, _ in made] == [4, 5, 6, 9, 10, 11]
     assert os.getpid() not in {process for _, process in made}
+    assert len({process for _, process in made}) == 4  # two, and two anew for step 9
     assert not any(map(is_alive, {process for _, process in made}))
     assert Ahead(make, last_step=12, n_processes=0).of(4) == (4, os.getpid())
 
