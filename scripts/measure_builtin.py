@@ -19,7 +19,7 @@ from pathlib import Path
 from backgpt import load
 from backgpt.api import Model
 from backgpt.builtin import find
-from backgpt.card import Loss, Measures, Obedience
+from backgpt.card import Loss, Measures
 from backgpt.datasets import open_source
 from backgpt.errors import BackgptError, UsageError
 from backgpt.evaluate import (
@@ -27,8 +27,8 @@ from backgpt.evaluate import (
     draw_endings,
     first_of_each,
     last_sentence,
+    measure_hints,
     measure_loss,
-    measure_obedience,
     share_that_reached_the_edge,
     statistics_of,
     vocabulary_of,
@@ -36,13 +36,11 @@ from backgpt.evaluate import (
     write_samples,
 )
 from backgpt.files import write_whole
-from backgpt.hints import Kind
 from backgpt.model_folder import read_model, save_model
 from backgpt.order import Direction
 from backgpt.quantize import Storage
 
 SHOWN = 10  # stories in the card
-KINDS: tuple[Kind, ...] = ("opening", "words", "length")
 
 
 def main() -> None:
@@ -92,7 +90,9 @@ def _measure(arguments: argparse.Namespace) -> Measures:
         _say(f"writing {arguments.samples} samples")
         each = arguments.samples // arguments.endings
         samples = list(write_samples(model, endings, each=each, seed=seed, max_new_tokens=longest))
-        obedience, unasked = _obedience(model, written_toward, arguments)
+        obedience, unasked = measure_hints(
+            model, written_toward, arguments.hinted, seed=seed, max_new_tokens=longest, say=_say
+        )
         human = choose(texts, len(samples), seed=seed)
         return Measures(
             set=_name(arguments),
@@ -126,29 +126,6 @@ def _losses(arguments: argparse.Namespace, int8: Path, texts: Sequence[str]) -> 
             scored = texts[: arguments.limit]
             losses.append(measure_loss(way, scored, of=_name(arguments), storage=storage))
     return tuple(losses)
-
-
-def _obedience(
-    model: Model, texts: Sequence[str], arguments: argparse.Namespace
-) -> tuple[dict[Kind, Obedience], dict[Kind, Obedience]]:
-    """Return how often hints of all kinds together are obeyed, and come true unasked."""
-    if not model.takes_hints or not arguments.hinted:
-        return {}, {}
-    chosen = choose(texts, arguments.hinted, seed=arguments.seed + 1)
-    results = []
-    for told in (True, False):
-        _say(f"writing from {len(chosen)} endings with hints {'given' if told else 'kept back'}")
-        results.append(
-            measure_obedience(
-                model,
-                chosen,
-                kinds=KINDS,
-                seed=arguments.seed,
-                told=told,
-                max_new_tokens=arguments.max_new_tokens,
-            )
-        )
-    return results[0], results[1]
 
 
 def _twin(model: Model, arguments: argparse.Namespace) -> Model | None:

@@ -7,7 +7,7 @@ A word is a run of letters, whatever its case; an n-gram is n of them in a row w
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -29,6 +29,7 @@ FIXED_ENDINGS = (
 )
 """Endings of every evaluation, beside those of held-out texts."""
 
+HINTED: tuple[Kind, ...] = ("opening", "words", "length")
 REPEATED = 3  # times that a 4-gram occurs in a text that counts as repeating
 MOST_DRAWS = 1000  # of hints from one text until there are all kinds that are wanted
 
@@ -217,6 +218,38 @@ def measure_obedience(
             asked[kind] += 1
             obeyed[kind] += did
     return {kind: Obedience(asked=asked[kind], obeyed=obeyed[kind]) for kind in asked}
+
+
+def measure_hints(
+    model: Model,
+    texts: Sequence[str],
+    n: int,
+    *,
+    seed: int,
+    max_new_tokens: int | None,
+    say: Callable[[str], None],
+) -> tuple[Mapping[Kind, Obedience], Mapping[Kind, Obedience]]:
+    """Return how often hints of all kinds are obeyed, and how often they come true unasked.
+
+    They are drawn from `n` of `texts`. Nothing is measured of a model without hints.
+    """
+    if not model.takes_hints or not n:
+        return {}, {}
+    chosen = choose(texts, n, seed=seed + 1)
+    found = []
+    for told in (True, False):
+        say(f"writing {len(chosen)} texts with hints {'given' if told else 'kept back'}")
+        found.append(
+            measure_obedience(
+                model,
+                chosen,
+                kinds=HINTED,
+                seed=seed,
+                told=told,
+                max_new_tokens=max_new_tokens,
+            )
+        )
+    return found[0], found[1]
 
 
 def choose(texts: Sequence[str], n: int, *, seed: int) -> list[str]:

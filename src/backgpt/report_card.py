@@ -4,18 +4,17 @@ Takes twins and held-out texts; gives a `report.ReportCard`. The same seed gives
 speed aside.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from backgpt.api import Model, check_twins
-from backgpt.card import Obedience
 from backgpt.errors import DataError, UsageError
 from backgpt.evaluate import (
     FIXED_ENDINGS,
     choose,
     draw_endings,
     last_sentence,
-    measure_obedience,
+    measure_hints,
     share_that_reached_the_edge,
     statistics_of,
     vocabulary_of,
@@ -32,12 +31,10 @@ from backgpt.evaluate_twins import (
     measure_speed,
 )
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
-from backgpt.hints import Kind
 from backgpt.report import ReportCard, Reranked
 from backgpt.score import context_size, score_texts
 
 LEAST_BRIDGED = 2  # as an interval takes
-KINDS: tuple[Kind, ...] = ("opening", "words", "length")
 
 
 @dataclass(frozen=True)
@@ -150,10 +147,14 @@ def report_card(
     )
     human = choose(texts, len(samples), seed=seed)
     vocabulary = vocabulary_of(set(texts) - set(human))
-    obedience = {
-        told: _obedience(model, written_toward, extent, seed=seed, told=told, say=say)
-        for told in (True, False)
-    }
+    obedience, unasked = measure_hints(
+        model,
+        written_toward,
+        extent.hinted,
+        seed=seed,
+        max_new_tokens=extent.max_new_tokens,
+        say=say,
+    )
     reranked: tuple[Reranked, ...] = ()
     if halves:
         say("ranking beginnings")
@@ -188,8 +189,8 @@ def report_card(
             human, vocabulary, endings=[last_sentence(text) for text in human], twin=twin
         ),
         fidelity=measure_fidelity(samples, texts, twin, seed=seed),
-        obedience=obedience[True],
-        unasked=obedience[False],
+        obedience=obedience,
+        unasked=unasked,
         reranked=reranked,
         bridged=bridged,
         left_out=tuple(left_out),
@@ -243,27 +244,3 @@ def _scores(pair: tuple[Model, Model], texts: Sequence[str], context: int) -> Tw
         score_texts(model.engine, model.language, texts, context=context) for model in pair
     )
     return TwinScores(backward, forward)
-
-
-def _obedience(
-    model: Model,
-    texts: Sequence[str],
-    extent: Extent,
-    *,
-    seed: int,
-    told: bool,
-    say: Callable[[str], None],
-) -> Mapping[Kind, Obedience]:
-    """Return how often hints are obeyed, or come true unasked; nothing without hints."""
-    if not model.takes_hints or not extent.hinted:
-        return {}
-    chosen = choose(texts, extent.hinted, seed=seed + 1)
-    say(f"writing {len(chosen)} texts with hints {'given' if told else 'kept back'}")
-    return measure_obedience(
-        model,
-        chosen,
-        kinds=KINDS,
-        seed=seed,
-        told=told,
-        max_new_tokens=extent.max_new_tokens,
-    )
