@@ -323,7 +323,9 @@ class Model:
         if messages and messages[0].role != "assistant":
             raise UsageError("the first message is what is asked for: give an assistant's answer")
         prompt = self._template.before(messages, context=context)
-        return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
+        return self._messages(
+            prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
+        )
 
     def reply(
         self,
@@ -342,7 +344,9 @@ class Model:
         """
         check_text("question", question)
         prompt = self._template.reply(question, context=context)
-        return self._messages(prompt, n, max_new_tokens, sampling, seed, stop)
+        return self._messages(
+            prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
+        )
 
     def rewind(
         self,
@@ -447,6 +451,7 @@ class Model:
     def _messages(
         self,
         prompt: Prompt,
+        *,
         n: int,
         max_new_tokens: int | None,
         sampling: Sampling | None,

@@ -99,7 +99,15 @@ class Running:
         numbers = range(self._count, self._count + job.n)
         for place, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             own = [copy(one) for one in wanted]
-            self._samples[number] = _Sample(job, job.first + place, row, room, barred, own, logits)
+            self._samples[number] = _Sample(
+                job,
+                job.first + place,
+                row=row,
+                logits=logits,
+                room=room,
+                barred=barred,
+                wanted=own,
+            )
         self._count = numbers.stop
         return numbers
 
@@ -140,11 +148,12 @@ class _Sample:
         self,
         job: Job,
         place: int,
+        *,
         row: int,
+        logits: FloatArray,
         room: int,
         barred: tuple[Floats, Floats],
         wanted: Sequence[Wanted],
-        logits: FloatArray,
     ) -> None:
         self.row, self.logits = row, logits
         self.unread: int | None = None

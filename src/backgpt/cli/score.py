@@ -122,7 +122,9 @@ def score(
 
     if not as_json:
         _print_totals(totals)
-    for line in _summary(totals, models, seconds, contexts, overlap, tally):
+    for line in _summary(
+        totals, models, seconds=seconds, contexts=contexts, overlap=overlap, tally=tally
+    ):
         print(line, file=sys.stderr)
 
 
@@ -283,6 +285,7 @@ def _shortened(origin: str) -> str:
 def _summary(
     totals: _Totals,
     models: "list[Model]",
+    *,
     seconds: float,
     contexts: list[int],
     overlap: int,

@@ -35,7 +35,9 @@ async def complete(
     """Write what stands before an ending, after an opening, or between the two."""
     name, model = service.catalog.for_text(asked.model, asked.backgpt.direction)
     if asked.backgpt.raw is not None:
-        return await complete_raw(asked, asked.backgpt.raw, name, model, request, service)
+        return await complete_raw(
+            asked, asked.backgpt.raw, name=name, model=model, request=request, service=service
+        )
     answer = await run_in_threadpool(_Answer.to, asked, name, model)
     if asked.echo and asked.logprobs is not None:
         answer.choices.given_tokens = await service.work_out(request, answer.choices.score_given())

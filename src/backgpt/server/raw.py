@@ -29,6 +29,7 @@ from backgpt.server.streams import Chunk, Stream, while_connected
 async def complete_raw(
     asked: CompletionRequest,
     stops: RawStops,
+    *,
     name: str,
     model: Model,
     request: Request,
