@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ from backgpt.evaluate import (
     with_endings_that_fit,
     write_samples,
 )
+from backgpt.generate import Text, collect_all
 from backgpt.hints import Hints, words_of
+from backgpt.language import Prompt
 from backgpt.model import Transformer
 from backgpt.model_folder import ModelFolder, save_model
 from backgpt.shape import ModelConfig
@@ -179,15 +182,21 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
     texts: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[dict[str, object]] = []
-    original = Model.write
+    prompt = Model.prompt
 
-    def write(self: Model, ending: str, **options: object) -> object:
+    def asked(self: Model, ending: str, **options: object) -> Prompt:
         given.append({"ending": ending, **options})
-        [written] = original(self, ending, **options)  # type: ignore[arg-type]
-        opening = options["opening"]
-        return [type(written)(**{**vars(written), "text": f"{opening} and so on."})]
+        return prompt(self, ending, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Model, "write", write)
+    def written(*arguments: object, **options: object) -> list[list[Text]]:
+        texts = collect_all(*arguments, **options)  # type: ignore[arg-type]
+        return [
+            [replace(text, text=f"{request['opening']} and so on.")]
+            for [text], request in zip(texts, given, strict=True)
+        ]
+
+    monkeypatch.setattr(Model, "prompt", asked)
+    monkeypatch.setattr("backgpt.evaluate.collect_all", written)
     options = {"kinds": ["opening", "words"], "seed": 1, "max_new_tokens": 3}
     result = measure_obedience(model, texts[:6], **options)  # type: ignore[arg-type]
     assert result["opening"].asked == result["opening"].obeyed == result["words"].asked == 6

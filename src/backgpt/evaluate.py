@@ -16,9 +16,11 @@ import numpy as np
 from backgpt.api import Model
 from backgpt.card import Loss, Obedience, Statistics, Story
 from backgpt.errors import DataError
-from backgpt.generate import Text
+from backgpt.generate import Text, collect_all
 from backgpt.hints import NO_HINTS, Hints, Kind, draw_hints, words_of
+from backgpt.language import Prompt
 from backgpt.quantize import Storage
+from backgpt.sampling import Sampling
 from backgpt.score import bits_per_byte
 
 FIXED_ENDINGS = (
@@ -96,8 +98,16 @@ def write_samples(
     Those of the ending number i have the seed `seed` + i: the first of them is what that seed
     gives alone.
     """
-    for number, ending in enumerate(endings):
-        texts = model.write(ending, n=each, seed=seed + number, max_new_tokens=max_new_tokens)
+    written = collect_all(
+        model.engine,
+        model.language,
+        [model.prompt(ending) for ending in endings],
+        [seed + number for number in range(len(endings))],
+        n=each,
+        sampling=Sampling(),
+        max_new_tokens=max_new_tokens,
+    )
+    for ending, texts in zip(endings, written, strict=True):
         for text in texts:
             yield Sample(ending, text)
 
@@ -198,23 +208,32 @@ def measure_obedience(
     For each of `texts` hints are drawn from it, and a text is written toward its own ending.
     Without `told` the model is not given the hints: the result is how often they come true anyway.
     """
-    asked: Counter[Kind] = Counter()
-    obeyed: Counter[Kind] = Counter()
+    all_hints: list[Hints] = []
+    prompts: list[Prompt] = []
+    seeds: list[int] = []
     for number, text in enumerate(texts):
         ending = last_sentence(text)
         hints = drawn(text, kinds, np.random.default_rng([seed, number]), ending=ending)
         if hints is None:
             continue
         given = hints if told else NO_HINTS
-        [written] = model.write(
-            ending,
-            opening=given.opening,
-            words=given.words,
-            length=given.length,
-            seed=seed + number,
-            max_new_tokens=max_new_tokens,
+        all_hints.append(hints)
+        prompts.append(
+            model.prompt(ending, opening=given.opening, words=given.words, length=given.length)
         )
-        for kind, did in hints.obeyed_by(written.text).items():
+        seeds.append(seed + number)
+    written = collect_all(
+        model.engine,
+        model.language,
+        prompts,
+        seeds,
+        sampling=Sampling(),
+        max_new_tokens=max_new_tokens,
+    )
+    asked: Counter[Kind] = Counter()
+    obeyed: Counter[Kind] = Counter()
+    for hints, [text_written] in zip(all_hints, written, strict=True):
+        for kind, did in hints.obeyed_by(text_written.text).items():
             asked[kind] += 1
             obeyed[kind] += did
     return {kind: Obedience(asked=asked[kind], obeyed=obeyed[kind]) for kind in asked}
