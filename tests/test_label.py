@@ -21,11 +21,12 @@ from backgpt.datasets.files import read_file
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
+from backgpt.generate import Text
 from backgpt.label import ANY_QUESTION, LabelSettings, LabelState, label
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.model_folder import read_model, save_model
-from backgpt.order import Direction, IdArray
+from backgpt.order import Direction, IdArray, ModelIds
 from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from backgpt.train import train
@@ -138,6 +139,30 @@ def test_the_score_is_what_is_gained_over_another_texts_question(
         twin, ANY_QUESTION, first["response"]
     )
     assert alone["score"] == pytest.approx(gain)
+
+
+def test_a_question_is_not_compared_with_itself_where_others_are_asked_the_same(
+    tokenizer: Tokenizer, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tokenizer)
+
+    def ask_all_the_same(*_: object, n: int, **__: object) -> list[list[Text]]:
+        ids = ModelIds(np.array([20]))
+        return [[Text("Who?", "", "stop", -1.0, 2, seed, ids) for _ in range(n)] for seed in (1, 2)]
+
+    monkeypatch.setattr("backgpt.label.collect_all", ask_all_the_same)
+    label(
+        documents(texts, 2),
+        tmp_path / "out.jsonl",
+        model,
+        settings_of(threshold=-100.0, batch_size=2),
+    )
+    twin = model.turned()
+    for record in lines(tmp_path / "out.jsonl"):
+        gain = likelihood(twin, "Who?", record["response"]) - likelihood(
+            twin, ANY_QUESTION, record["response"]
+        )
+        assert record["score"] == pytest.approx(gain)
 
 
 def test_a_threshold_keeps_those_above_it_and_counts_the_others(
