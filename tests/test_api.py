@@ -274,7 +274,8 @@ def test_what_is_of_another_type_or_out_of_range_is_one_line(
         (lambda model: model.ask([USER]), "the first message is what is asked for"),
         (lambda model: model.rewind([USER, USER]), "users and assistants take turns"),
         (lambda model: model.rewind("x", turns=0), "turns = 0: it must be 1 or more"),
-        (lambda model: model.reply("x", context=5), "text = 5: give one text"),
+        (lambda model: model.reply("x", context=5), "context = 5: give one text"),
+        (lambda model: model.rewind("x", role="system"), "users and assistants take turns"),
         (lambda _: load(5), "model = 5: give a name or a path"),  # type: ignore[arg-type]
         (lambda _: load(direction="up"), "direction = 'up': choose backward or forward"),  # type: ignore[arg-type]
         (lambda _: load(device=5), "device = 5 cannot be used here"),  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from backgpt.chat import LEAST_GIVEN, Exchange, Template
 from backgpt.datasets import Conversation
 from backgpt.errors import DataError, UsageError
 from backgpt.language import Language
-from backgpt.messages import Message
+from backgpt.messages import Message, cleaned
 from backgpt.order import Direction, ModelIds, Unit
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -279,7 +279,7 @@ def test_messages_are_read_back_from_ids_as_they_were(tokenizer: Tokenizer, unit
     odd = ("Who?\n\nThe dog\n", " ", "<|user|> \u732b", "A bone. ", "Why\tnot?")
     messages = [*conversation(*TALK).messages, *(Message("system", text) for text in odd), _last()]
     prompt = made.before(messages, context="It rained. <|end|>")
-    assert made.messages(prompt.ids) == messages
+    assert made.messages(prompt.ids) == [Message(m.role, cleaned(m.text)) for m in messages]
     tail = ModelIds(made.before(messages[-2:]).ids[2:])  # with neither direction nor end
     assert made.messages(tail)[0] == messages[-2]
 

@@ -27,6 +27,7 @@ from backgpt.datasets import (
     read_conversations,
     read_source,
 )
+from backgpt.datasets.files import read_file
 from backgpt.errors import (
     BackgptError,
     ConfigError,
@@ -280,21 +281,82 @@ def test_conversations_keep_their_parts_and_render_as_paragraphs(tmp_path: Path)
     assert one == Conversation(messages, "A cat.", f"{path}:1")
     assert one.as_text() == "Who?\n\nA cat.\n\nIt."
     assert two.as_text() == "Why?\n\nSo."
-    with pytest.raises(DataError, match=r":1: no field 'instruction'"):
+    with pytest.raises(DataError, match=r":1: no conversation; its fields are 'response'"):
         list(read_conversations(write(tmp_path / "b.jsonl", '{"response": "x"}')))
 
 
 def test_conversations_of_many_messages_keep_roles_and_order(tmp_path: Path) -> None:
-    turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", " "), ("assistant", "Hello")]
+    turns = [("user", "Hi"), ("assistant", " "), ("assistant", "Hello"), ("user", "Bye")]
     records = [
         {"messages": [{"role": role, "content": text} for role, text in turns]},
         {"instruction": "Silence?", "response": " "},
+        {"messages": []},
     ]
     tally = Tally()
     [found] = read_conversations(write(tmp_path / "a.jsonl", json_lines(records)), tally=tally)
     assert [(message.role, message.text) for message in found.messages] == [
-        *(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"))
+        *(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
     ]
+    assert (tally.empty, tally.no_turns) == (2, 0)
+
+
+TALK = (Message("user", "Who?"), Message("assistant", "It."))
+SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "It."}]
+
+
+@pytest.mark.parametrize(
+    ("record", "context"),
+    [
+        ({"instruction": "Who?", "response": "It.", "context": None}, ""),
+        ({"instruction": "Who?", "output": "It.", "input": "A cat."}, "A cat."),
+        ({"messages": [("system", "Be kind."), *TALK]}, "Be kind."),
+        ({"messages": [("system", "Be kind."), *TALK], "context": "A cat."}, "A cat.\n\nBe kind."),
+        ({"messages": [*TALK, ("assistant", None)]}, ""),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Who?"},
+                    {"from": "gpt", "value": "It."},
+                ]
+            },
+            "",
+        ),
+        ({"conversations": None, "messages": TALK}, ""),
+    ],
+)
+def test_other_shapes_of_conversations_are_read_and_what_a_system_says_is_a_context(
+    tmp_path: Path, record: dict[str, Any], context: str
+) -> None:
+    if "messages" in record:
+        turns = [
+            (one.role, one.text) if isinstance(one, Message) else one for one in record["messages"]
+        ]
+        record = {**record, "messages": [{"role": r, "content": text} for r, text in turns]}
+    path = write(tmp_path / "a.jsonl", json_lines([record]))
+    assert list(read_conversations(path)) == [Conversation(TALK, context, f"{path}:1")]
+
+
+@pytest.mark.parametrize(
+    "roles", [("user", "user"), ("user", "assistant", "assistant"), ("user", "system", "assistant")]
+)
+def test_conversations_without_turns_are_counted(tmp_path: Path, roles: tuple[str, ...]) -> None:
+    turns = [{"role": role, "content": "x"} for role in roles]
+    path = write(tmp_path / "a.jsonl", json_lines([{"messages": turns}]))
+    tally = Tally()
+    assert not list(read_conversations(path, tally=tally))
+    assert (tally.empty, tally.no_turns) == (0, 1)
+
+
+def test_conversations_in_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.parquet", "a.json"):
+        with pytest.raises(DataError, match="holds no conversations: give JSON lines"):
+            list(read_conversations(write(tmp_path / name, "x")))
+
+
+def test_null_is_an_empty_text_as_it_is_in_parquet(tmp_path: Path) -> None:
+    path, tally = write(tmp_path / "a.jsonl", json_lines([{"text": None}, {"text": "A."}])), Tally()
+    found = read_file(path, field="text", separator=None, tally=tally)
+    assert [document.text for document in found] == ["A."]
     assert tally.empty == 1
 
 

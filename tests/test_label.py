@@ -321,6 +321,10 @@ def test_changed_settings_texts_or_results_are_refused(
         label(given[1:], out, model, settings)
     with pytest.raises(UsageError, match="no longer those that were labeled"):
         label(given[:3], out, model, settings)
+    with pytest.raises(UsageError, match="no longer those that were labeled"):
+        label([replace(given[0], text="Other."), *given[1:]], out, model, settings)
+    with pytest.raises(UsageError, match="max_new_tokens = 200: it must be at most"):
+        label(given, tmp_path / "new.jsonl", model, settings_of(max_new_tokens=200))
     whole = out.read_bytes()
     assert len(whole) > 100
     for altered in (whole[:-5], whole.replace(b"instruction", b"Instruction"[:-1], 1), b""):

@@ -227,6 +227,31 @@ def test_an_undo_drops_the_last_exchange(tokenizer: Tokenizer) -> None:
             refused()
 
 
+def test_a_new_conversation_has_nothing_to_undo_or_say_again(tokenizer: Tokenizer) -> None:
+    session = session_of(tokenizer)
+    list(session.say("The dog."))
+    before = session.talks
+    session.begin("It rained.")
+    for refused in (session.undo, lambda: list(session.retry())):
+        with pytest.raises(UsageError, match="say something first"):
+            refused()
+    assert session.talks is before
+    list(session.say("Because."))
+    assert len(session.talks) == 2
+    session.undo()
+    session.undo()
+    assert not session.talks
+
+
+def test_what_was_said_in_another_mode_is_not_said_again_in_this(tokenizer: Tokenizer) -> None:
+    session = session_of(tokenizer)
+    list(session.say("The dog."))
+    before, session.mode = session.talks, "reply"
+    with pytest.raises(UsageError, match="in the mode ask: change back to it"):
+        list(session.retry())
+    assert session.talks is before
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_stopped_leaves_no_trace_but_can_be_retried(
     tokenizer: Tokenizer, mode: Mode

@@ -319,6 +319,7 @@ class Model:
         Raises UsageError for a forward model, an empty answer, messages that do not take turns, or
         what does not fit.
         """
+        check_text("context", context)
         messages = _messages_of(answer, "assistant")
         if messages and messages[0].role != "assistant":
             raise UsageError("the first message is what is asked for: give an assistant's answer")
@@ -342,6 +343,7 @@ class Model:
 
         Raises UsageError for an empty question, or one that does not fit.
         """
+        check_text("context", context)
         check_text("question", question)
         prompt = self._template.reply(question, context=context)
         return self._messages(
@@ -365,6 +367,7 @@ class Model:
         Several messages are the end of the conversation in reading order. `max_new_tokens` is for
         each message that is written. Raises UsageError as `ask`.
         """
+        check_text("context", context)
         given, first_seed = _messages_of(message, role), _seed(seed)
         whole("turns", turns, least=1)
         return [
@@ -600,7 +603,7 @@ def _seed(seed: int | None) -> int:
 def _messages_of(given: str | Sequence[Message], role: Role) -> list[Message]:
     """Return what was said last, by `role` if it is one text. Raises UsageError for no message."""
     if isinstance(given, str):
-        return [Message(role, given)]
+        given = [Message(role, given)]
     if not isinstance(given, Iterable) or not all(isinstance(one, Message) for one in given):
         raise UsageError(f"{shown(given)} is no message: give a text, or a list of Message")
     if not take_turns(given):

@@ -28,7 +28,7 @@ import numpy as np
 from backgpt.errors import UsageError
 from backgpt.hints import Kind
 from backgpt.language import Language, Prompt, Stops
-from backgpt.messages import ROLES, Message, Role, bytes_of
+from backgpt.messages import ROLES, Message, Role, bytes_of, cleaned
 from backgpt.order import IdArray, ModelIds, ReadingIds, joined
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Template:
         return self.language.tokenizer.control_id(f"<|{role}|>")
 
     def turns(self, messages: Sequence[Message]) -> ReadingIds:
-        """Return messages in reading order, (T,) int64, each behind its tag."""
+        """Return messages in reading order, (T,) int64, each behind its tag, as `cleaned`."""
         encode = self.language.tokenizer.encode
-        parts = ((np.array([self.tag(m.role)]), encode(m.text)) for m in messages)
+        parts = ((np.array([self.tag(m.role)]), encode(cleaned(m.text))) for m in messages)
         return ReadingIds(joined(*chain.from_iterable(parts)))
 
     def before(self, messages: Sequence[Message], *, context: str = "") -> Prompt:
@@ -96,7 +96,7 @@ class Template:
         """Return the prompt for an answer to `question`, for either twin."""
         if not question.strip():
             raise UsageError("the question is empty: give one")
-        tag = self.tag("assistant")
+        tag, question = self.tag("assistant"), cleaned(question)
         if self.language.direction == "forward":
             asked = self.turns([Message("user", question)])
             ids = self._ids([self._start_id, *asked, tag], context)
@@ -106,7 +106,7 @@ class Template:
 
     def written(self, prompt: Prompt, text: str) -> ModelIds:
         """Return the ids, (T,), of `text` as a whole message after `prompt`, its end included."""
-        ids = self.language.order.to_model(self.language.tokenizer.encode(text))
+        ids = self.language.order.to_model(self.language.tokenizer.encode(cleaned(text)))
         return ModelIds(joined(ids, prompt.stops.later))
 
     def messages(self, ids: ModelIds) -> list[Message]:
@@ -226,9 +226,9 @@ class Template:
     def _decoded(self, ids: IdArray) -> str:
         return self.language.tokenizer.decode(ReadingIds(ids))
 
-    def _ids(self, reading: Sequence[int], context: str, question: str | None = None) -> ModelIds:
-        given: tuple[tuple[Kind, str | None], ...] = (("context", context), ("question", question))
-        hints = [self.language.hint(kind, text) for kind, text in given if text]
+    def _ids(self, reading: Sequence[int], context: str, question: str = "") -> ModelIds:
+        given: tuple[tuple[Kind, str], ...] = (("context", context), ("question", question))
+        hints = [self.language.hint(kind, cleaned(text)) for kind, text in given if text.strip()]
         ids = self.language.order.to_model(ReadingIds(joined(reading)))
         return ModelIds(joined(self.language.lead, *hints, ids))
 

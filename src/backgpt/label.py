@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -49,6 +50,7 @@ class LabelSettings(Settings):
     twin: str | None = None
     source: str
     field: str = "text"
+    separator: str | None = None
     candidates: int = Field(default=4, ge=1, le=1024)
     score: Way
     threshold: float | None = None
@@ -71,8 +73,8 @@ class LabelState(Settings):
     n_unasked: int = 0
     n_too_long: int = 0
     n_bytes: int = 0
-    last_text: str = ""
-    """SHA-256 of the last text, to see that it is still there."""
+    texts_sha256: str = ""
+    """A digest of those texts, to see that they are still there: `_with_text` of each."""
 
 
 Outcome = Literal["below", "unasked", "too_long"]
@@ -108,11 +110,18 @@ def label(
 
     A batch that `limit` cuts off has its questions asked in full, so that going on from there
     makes what an unbroken job makes. `report` is called after each batch. Raises UsageError for
-    models that do not run the way they must, a changed setting, or an `out` of other origin or
+    models that do not run the way they must, a changed setting, questions too long for the model,
+    or an `out` of other origin or
     that another process is writing to; DataError if there is no text; CorruptFileError if `out`
     was altered.
     """
     judge = _judge(model, twin, settings)
+    most_new = model.engine.block_size // 2
+    if settings.max_new_tokens > most_new:
+        raise UsageError(
+            f"max_new_tokens = {settings.max_new_tokens}: it must be at most {most_new}, so that "
+            "texts fit beside their questions"
+        )
     _check_place(out)
     state = _state_of(out, settings)
     done, rest = _rest(texts, state)
@@ -145,7 +154,9 @@ def label(
                     "n_unasked": state.n_unasked + found.count("unasked"),
                     "n_too_long": state.n_too_long + found.count("too_long"),
                     "n_bytes": file.tell(),
-                    "last_text": _sha256(batch[to_do[-1]].text),
+                    "texts_sha256": reduce(
+                        _with_text, (batch[number].text for number in to_do), state.texts_sha256
+                    ),
                 }
             )
             done = []
@@ -391,14 +402,19 @@ def _rest(
             raise DataError(f"{state.settings.source} is empty: there is no text in it")
         return [], chain([first], rest)
     n_done = state.n_texts % state.settings.batch_size
-    last = deque(islice(rest, state.n_texts), maxlen=max(n_done, 1))
-    if len(last) < max(n_done, 1) or _sha256(last[-1].text) != state.last_text:
+    last: deque[Document] = deque(maxlen=n_done)
+    digest = ""
+    for document in islice(rest, state.n_texts):
+        last.append(document)
+        digest = _with_text(digest, document.text)
+    if digest != state.texts_sha256:
         raise UsageError(
             f"the first {state.n_texts:,} texts are no longer those that were labeled: "
             "start anew with another --out"
         )
-    return list(last)[:n_done], rest
+    return list(last), rest
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _with_text(digest: str, text: str) -> str:
+    """Return the SHA-256 of a digest of some texts and the next one."""
+    return hashlib.sha256(f"{digest}{text}".encode()).hexdigest()

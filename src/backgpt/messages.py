@@ -23,6 +23,11 @@ class Message:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
 
 
+def cleaned(text: str) -> str:
+    """Return a message's text as those are that chats are trained on."""
+    return text.replace("\r\n", "\n").strip()
+
+
 def take_turns(messages: Sequence[Message]) -> bool:
     """Return whether users and assistants take turns in `messages`, and nobody else speaks."""
     roles = [message.role for message in messages]

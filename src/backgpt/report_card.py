@@ -206,7 +206,7 @@ def _check_fit(pairs: Sequence[tuple[Model, Model]]) -> None:
         if backward.takes_chat or forward.takes_chat:
             raise UsageError(
                 "a model that was tuned on conversations does not write texts: give the one it was "
-                "tuned from, or chat with it"
+                "tuned from, or measure this one with scripts/measure_chat.py"
             )
 
 

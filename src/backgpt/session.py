@@ -96,6 +96,7 @@ class Session:
         self._template = Template(model.language)
         self._talks: Talks = ()
         self._begins = False  # a new conversation, whatever was said before
+        self._is_new = False  # of which nothing was said since `begin`
         self._file: Path | None = None  # of this chat
         self._stopped: tuple[str, Talks, bool, int] | None = None
         self._told_it_is_long = False  # of the latest conversation
@@ -148,6 +149,7 @@ class Session:
     def begin(self, context: str = "") -> None:
         """Begin a new conversation, about `context`; those before it stay."""
         self.context, self._begins, self._stopped = context, True, None
+        self._is_new = True
 
     def say(self, text: str) -> Generator[Piece, None, None]:
         """Say `text`; yield the pieces of what the model writes, each to be put in front.
@@ -161,12 +163,15 @@ class Session:
     def retry(self) -> Generator[Piece, None, None]:
         """Say the last text again, in place of that exchange, with the next seed.
 
-        A seed that was set since then is taken as it is. Raises UsageError if nothing was said.
+        A seed that was set since then is taken as it is. Raises UsageError if nothing was said in
+        this conversation, or in another mode.
         """
         if self._stopped:
             text, before, begins, seed = self._stopped
         else:
-            last = self._last("retry")
+            last, mode = self._last("retry"), self._talks[-1].mode
+            if mode != self.mode:
+                raise UsageError(f"the last text was said in the mode {mode}: change back to it")
             text, before, seed = last.text, _without_last(self._talks), last.seed
             begins = not last.start
         if self.seed == seed:
@@ -174,7 +179,7 @@ class Session:
         yield from self._exchange(text, before, begins=begins)
 
     def undo(self) -> None:
-        """Drop the last exchange. Raises UsageError if there is none."""
+        """Drop the last exchange. Raises UsageError if there is none, or `begin` came after it."""
         self._begins = not self._last("undo").start
         self._talks, self._stopped = _without_last(self._talks), None
 
@@ -267,6 +272,7 @@ class Session:
             talk = Talk(self.mode, self.context, ids, (said,))
             self._told_it_is_long = False
         self._talks, self._begins, self._stopped = (*before, talk), False, None
+        self._is_new = False
 
     def _ask(self, answer: str, talk: Talk | None, seed: int) -> _Writing:
         """Put the user's answer in front of the conversation and write the question to it."""
@@ -352,7 +358,7 @@ class Session:
         return int(np.flatnonzero(ids == self.model.tokenizer.end_id)[0])
 
     def _last(self, purpose: str) -> SavedExchange:
-        if not self._talks:
+        if not self._talks or self._is_new:
             raise UsageError(f"there is nothing to {purpose}: say something first")
         return self._talks[-1].said[-1]
 

@@ -96,8 +96,9 @@ def _conversations(config: TrainConfig, init: ModelFolder | None) -> TrainingDat
     tokenizer = init.tokenizer
     languages = Language.all_of(tokenizer, config.direction, config.unit)
     shape = config.shape(tokenizer.vocab_size, of_init=init.config)
-    rows = Dialogues(_read(config.chat), languages, block_size=shape.block_size)
-    held_out = list(_read(config.chat_valid))
+    tally = Tally()
+    rows = Dialogues(_read(config.chat, tally), languages, block_size=shape.block_size)
+    held_out = list(_read(config.chat_valid, tally))
     valid = [
         (language, Dialogues(held_out, [language], block_size=shape.block_size))
         for language in (languages if held_out else ())
@@ -117,15 +118,24 @@ def _conversations(config: TrainConfig, init: ModelFolder | None) -> TrainingDat
         valid=valid,
         valid_bytes=[dialogues.n_bytes for _, dialogues in valid],
         prompts=prompts,
-        notes=[rows.summary],
+        notes=[rows.summary, *_skipped(tally)],
         sources=config.chat,
     )
 
 
-def _read(sources: Sequence[str]) -> Iterator[Conversation]:
+def _skipped(tally: Tally) -> Iterator[str]:
+    for count, what in (
+        (tally.empty, "of fewer than two messages that say something"),
+        (tally.no_turns, "in which users and assistants do not take turns"),
+    ):
+        if count:
+            yield f"{count:,} records skipped, {what}"
+
+
+def _read(sources: Sequence[str], tally: Tally) -> Iterator[Conversation]:
     """Yield the conversations of several sources. Raises DataError for one without any."""
     for spec in sources:
-        tally, found = Tally(), False
+        found = False
         for path in find_source(spec).files:
             for conversation in read_conversations(path, tally=tally):
                 found = True

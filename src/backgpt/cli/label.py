@@ -1,5 +1,6 @@
 """`backgpt label`: find the question that each text answers, and write instruction files."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,9 @@ def label(
         Option(help=f"The model that asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
     field: TextField = "text",
+    separator: Annotated[
+        str | None, Option(help="Splits a .txt file into texts; \\n is a line break.")
+    ] = None,
     candidates: Annotated[int, Option(help="How many questions to write for each text.")] = 4,
     score: Annotated[
         Literal["round-trip", "forward", "none"] | None,
@@ -55,6 +59,8 @@ def label(
     interrupted goes on when it is called again.
     """
     check_limit(limit)
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder: give a file")
     if twin is not None and score not in (None, "forward"):
         raise UsageError(f"--twin is for --score forward: leave it out with {score}")
     from backgpt.api import load
@@ -67,12 +73,19 @@ def label(
 
     loaded = load_chat_model(model, device)
     forward = load(twin, direction="forward", device=device) if twin else None
+    if forward is not None and not forward.takes_chat:
+        print(
+            f"backgpt: {twin} was never tuned on conversations: its scores say little of questions",
+            file=sys.stderr,
+        )
+    separator = None if separator is None else separator.replace("\\n", "\n")
     own = "forward" if forward or loaded.language.told else "round-trip"
     given: dict[str, Any] = {
         "model": printable(model or CHAT_MODEL),
         "twin": twin and printable(twin),
         "source": printable(file.name),
         "field": field,
+        "separator": separator,
         "candidates": candidates,
         "score": score or own,
         "threshold": threshold,
@@ -92,7 +105,7 @@ def label(
                 progress.update(figures, tally.file_bytes, file.stat().st_size)
 
         done = label_texts(
-            read_file(file, field=field, separator=None, tally=tally),
+            read_file(file, field=field, separator=separator, tally=tally),
             out,
             loaded,
             settings,
@@ -102,6 +115,7 @@ def label(
         )
     print(
         f"{out}: kept {done.n_kept:,} of {done.n_texts:,}; {done.n_below:,} below the threshold, "
-        f"{done.n_unasked:,} without a finished question, {done.n_too_long:,} too long"
+        f"{done.n_unasked:,} without a finished question, {done.n_too_long:,} too long beside "
+        f"a question of {max_new_tokens:,} tokens"
         + (f"; not counted: {tally.empty:,} empty" if tally.empty else "")
     )

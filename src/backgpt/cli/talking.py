@@ -25,6 +25,7 @@ HELP = """\
 /seed N                 draw with this seed from now on
 /temperature T          below 1 safer, above 1 wilder
 /context TEXT           begin a new conversation, about this or about nothing
+//TEXT                  say a text that begins with /
 /help                   this list
 /quit                   the end, as Ctrl-D; Ctrl-C stops a message, or drops the line"""
 WRITES = {"ask": "it asks", "reply": "it answers"}
@@ -93,11 +94,11 @@ class _Chat:
 
     def take(self, line: str) -> None:
         """Do what a line says. Raises BackgptError or OSError if that cannot be done."""
-        if not line.startswith("/"):
+        if not line.startswith("/") or line.startswith("//"):
             if line:
-                self._show(self._session.say(line))
+                self._show(self._session.say(line.removeprefix("/")))
             return
-        name, _, argument = line.partition(" ")
+        name, argument = (*line.split(maxsplit=1), "")[:2]
         command = self._commands.get(name)
         if command is None:
             raise UsageError(f"there is no command {name}: /help lists those there are")

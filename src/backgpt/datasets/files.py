@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from backgpt.datasets.records import Conversation, Document, Tally
 from backgpt.errors import ConfigError, DataError, needs_extra
-from backgpt.messages import ROLES, Message, Role
+from backgpt.messages import ROLES, Message, Role, take_turns
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -28,6 +28,8 @@ _MAX_LINE_BYTES = 4 * MAX_DOCUMENT_BYTES  # a line of JSON escapes its text and 
 _BYTE_ORDER_MARK = "\ufeff"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 KINDS = (".txt", ".jsonl", ".parquet")
+_SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+"""What ShareGPT calls those who speak."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -55,40 +57,65 @@ def read_file(path: Path, *, field: str, separator: str | None, tally: Tally) ->
 
 
 def read_conversations(path: Path, *, tally: Tally | None = None) -> Iterator[Conversation]:
-    """Yield the conversations in JSON lines, those with at least two messages that say something.
+    """Yield the conversations in JSON lines, of at least two messages that take turns.
 
-    A line has `messages`, each with `role` and `content`, or `instruction` and `response`; either
-    may have a `context`. Others are counted as empty. Raises DataError, naming file and line, for
-    a line that is neither.
+    A line has `messages`, each with `role` and `content`; or, as ShareGPT has it, `conversations`,
+    each with `from` and `value`; or `instruction` and `response` (Alpaca: `output`). Any may have a
+    `context` (Alpaca: `input`), and what the system says first is one as well. Others are counted.
+    Raises DataError, naming file and line, for a line that is none of these.
     """
+    if kind_of(path) != ".jsonl":
+        raise DataError(f"{path} holds no conversations: give JSON lines, as .jsonl, .gz or .xz")
     tally = tally if tally is not None else Tally()
     for record, origin in _records(path, tally):
-        context = _clean(_text_field({"context": "", **record}, "context", origin), origin)
-        messages = tuple(_messages(record, origin))
+        messages = [message for message in _messages(record, origin) if message.text]
+        context = [_clean(_optional(record, name, origin), origin) for name in ("context", "input")]
+        while messages and messages[0].role == "system":
+            context.append(messages.pop(0).text)
         if len(messages) < 2:
             tally.empty += 1
+        elif not take_turns(messages):
+            tally.no_turns += 1
         else:
-            yield Conversation(messages=messages, context=context, origin=origin)
+            yield Conversation(tuple(messages), "\n\n".join(filter(None, context)), origin)
 
 
 def _messages(record: dict[str, Any], origin: str) -> Iterator[Message]:
-    """Yield a record's messages, those that are empty left out."""
-    turns = record.get("messages")
-    if turns is None:
-        fields: tuple[tuple[Role, str], ...] = (("user", "instruction"), ("assistant", "response"))
-        turns = [
-            {"role": role, "content": _text_field(record, name, origin)} for role, name in fields
-        ]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{origin}: 'messages' is not a list of objects with role and content")
-    for turn in turns:
-        text = _clean(_text_field(turn, "content", origin), origin)
-        if turn.get("role") not in ROLES:
+    """Yield a record's messages, empty ones as well."""
+    for name, role_name, text_name in (
+        ("messages", "role", "content"),
+        ("conversations", "from", "value"),
+    ):
+        turns = record.get(name)
+        if turns is None:
+            continue
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise DataError(
-                f"{origin}: role = {turn.get('role')!r}: it must be one of {', '.join(ROLES)}"
+                f"{origin}: {name!r} is not a list of objects with {role_name} and {text_name}"
             )
-        if text:
-            yield Message(role=turn["role"], text=text)
+        for turn in turns:
+            role = turn.get(role_name)
+            role = _SPEAKERS.get(role, role) if isinstance(role, str) else role
+            if role not in ROLES:
+                raise DataError(
+                    f"{origin}: {role_name} = {turn.get(role_name)!r}: it must be one of "
+                    f"{', '.join(ROLES)}"
+                )
+            yield Message(role, _clean(_text_field(turn, text_name, origin), origin))
+        return
+    answer = "output" if "output" in record and "response" not in record else "response"
+    if not {"instruction", answer} <= record.keys():
+        names = ", ".join(sorted(map(repr, record))) or "none"
+        raise DataError(
+            f"{origin}: no conversation; its fields are {names}: 'messages' is needed, or "
+            "'instruction' and 'response'"
+        )
+    yield Message("user", _clean(_text_field(record, "instruction", origin), origin))
+    yield Message("assistant", _clean(_text_field(record, answer, origin), origin))
+
+
+def _optional(record: dict[str, Any], field: str, origin: str) -> str:
+    return _text_field(record, field, origin) if field in record else ""
 
 
 def document(text: str, origin: str, tally: Tally) -> Iterator[Document]:
@@ -204,7 +231,7 @@ def _text_field(record: dict[str, Any], field: str, origin: str) -> str:
     if field not in record:
         names = ", ".join(sorted(map(repr, record))) or "none"
         raise DataError(f"{origin}: no field {field!r}; it has {names}: name the one with the text")
-    value = record[field]
+    value = "" if record[field] is None else record[field]
     if not isinstance(value, str):
         raise DataError(f"{origin}: field {field!r} is {json.dumps(value)[:40]}, not text")
     return value
@@ -229,7 +256,7 @@ def _read_parquet(path: Path, *, field: str, tally: Tally) -> Iterator[Document]
                     for value in batch.column(0).to_pylist():
                         number += 1
                         origin = f"{path}:{number}"
-                        text = _text_field({field: "" if value is None else value}, field, origin)
+                        text = _text_field({field: value}, field, origin)
                         yield from document(text, origin, tally)
                 tally.file_bytes += group_bytes
     except (pyarrow.ArrowException, OSError) as error:

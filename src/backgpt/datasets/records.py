@@ -39,4 +39,7 @@ class Tally:
     file_bytes: int = 0
     """Bytes of the files as they are on disk, compressed or not: the measure for progress."""
     empty: int = 0
-    """Documents skipped because nothing but white space was in them."""
+    """Documents skipped because nothing but white space was in them, and conversations of less
+    than two messages."""
+    no_turns: int = 0
+    """Conversations skipped because users and assistants do not take turns in them."""
