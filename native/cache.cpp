@@ -3,11 +3,27 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
+#if !defined(_WIN32)
+#include <sys/mman.h>
 #endif
+#include <new>
 
 namespace backgpt {
+namespace {
+
+// Mapped where that can be, so that the system has it back as soon as it is freed.
+std::shared_ptr<uint8_t> new_page(size_t bytes) {
+#if defined(_WIN32)
+  auto buffer = std::make_shared<Buffer<uint8_t>>(bytes);
+  return {buffer, buffer->data()};
+#else
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) throw std::bad_alloc();
+  return {static_cast<uint8_t*>(data), [bytes](uint8_t* page) { munmap(page, bytes); }};
+#endif
+}
+
+}  // namespace
 
 Cache::Cache(int n_layer, int n_kv_head, int head_dim, bool half)
     : n_kv_head_(n_kv_head),
@@ -27,13 +43,13 @@ Cache::Row& Cache::row(int number) {
 
 void Cache::add_page(Row& row) {
   if (unused_.empty()) {
-    unused_.push_back(std::make_shared<Buffer<uint8_t>>(page_bytes_));
+    unused_.push_back(new_page(page_bytes_));
     ++pages_made_;
   }
-  row.pages.reserve(row.pages.size() + 1);  // so that what follows cannot fail half-way
-  row.addresses.reserve(row.pages.size() + 1);
+  row.addresses.reserve(row.pages.size() + 1);  // so that what follows cannot fail half-way
+  row.pages.reserve(row.pages.size() + 1);
   row.pages.push_back(std::move(unused_.back()));
-  row.addresses.push_back(row.pages.back()->data());
+  row.addresses.push_back(row.pages.back().get());
   unused_.pop_back();
 }
 
@@ -51,7 +67,7 @@ void Cache::copy(int source, int target, int length) {
   to.addresses.assign(from.addresses.begin(), from.addresses.begin() + full);
   if (left > 0) {
     add_page(to);
-    std::memcpy(to.pages.back()->data(), from.pages[full]->data(), page_bytes_);
+    std::memcpy(to.pages.back().get(), from.pages[full].get(), page_bytes_);
   }
   to.length = length;
 }
@@ -65,13 +81,11 @@ void Cache::release(int number) {
 }
 
 void Cache::free_unused() {
-  const size_t used = pages_made_ - unused_.size(), kept = std::max(used, kPagesKept);
+  const size_t used = pages_made_ - unused_.size(), kept = std::max(used, kBytesKept / page_bytes_);
   if (unused_.size() <= 2 * kept) return;  // so that it is not done for each row that ends
-  pages_made_ -= unused_.size() - kept;
-  unused_.resize(kept);
-#if defined(__GLIBC__)
-  malloc_trim(0);  // otherwise most of it is kept for the process
-#endif
+  const size_t too_many = unused_.size() - kept;
+  unused_.erase(unused_.begin(), unused_.begin() + too_many);  // those used longest ago
+  pages_made_ -= too_many;
 }
 
 Memory Cache::memory(int number, int layer, int kv_head) const {

@@ -35,8 +35,8 @@ class Cache {
   size_t bytes() const { return pages_made_ * page_bytes_; }
 
  private:
-  using Page = std::shared_ptr<Buffer<uint8_t>>;
-  static constexpr size_t kPagesKept = 32;
+  using Page = std::shared_ptr<uint8_t>;
+  static constexpr size_t kBytesKept = size_t{64} << 20;
   struct Row {
     int length = 0;
     std::vector<Page> pages;

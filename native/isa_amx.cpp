@@ -36,7 +36,7 @@ inline void finish(const void* tile, const Packed& weights, int row, const Input
     __m512 y;
     if constexpr (D == Dtype::int8) {
       const int32_t bias = kInt8Bias * input.sums[(token + t + 1) * input.sum_stride - 1];
-      y = V::mul(V::to_floats(V::subtract(V::load_units(sums), bias)),
+      y = V::mul(V::to_floats(V::subtract((V::Ints)V::load_units(sums), bias)),
                  V::set(input.scales[token + t]));
       y = V::mul(y, V::load(weights.scales + row));
     } else {

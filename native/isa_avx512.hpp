@@ -13,7 +13,12 @@ struct Avx512 {
   static constexpr int kPrefetchBytes = 2048;
   static constexpr int kBiasedInt8 = kInt8Bias;
   using Floats = __m512;
+#if defined(__GNUC__)
+  // Sums are copied at every step by GCC if they are an __m512i, whose elements have 64 bits.
+  typedef int Ints __attribute__((vector_size(64)));
+#else
   using Ints = __m512i;
+#endif
   using Units = __m512i;
 
   static Floats set(float x) { return _mm512_set1_ps(x); }
@@ -53,9 +58,11 @@ struct Avx512 {
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
   }
 
-  static Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
-  static Ints subtract(Ints a, int32_t b) { return _mm512_sub_epi32(a, _mm512_set1_epi32(b)); }
-  static Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+  static Ints add(Ints a, Ints b) { return (Ints)_mm512_add_epi32((Units)a, (Units)b); }
+  static Ints subtract(Ints a, int32_t b) {
+    return (Ints)_mm512_sub_epi32((Units)a, _mm512_set1_epi32(b));
+  }
+  static Floats to_floats(Ints a) { return _mm512_cvtepi32_ps((Units)a); }
 
   static Units load_units(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static Units broadcast(const uint8_t* p) {
@@ -70,8 +77,10 @@ struct Avx512 {
   static Floats dot_float(Units w, const uint8_t* x, Floats sum) {
     return fma(_mm512_castsi512_ps(w), _mm512_castsi512_ps(broadcast(x)), sum);
   }
-  static Ints dot_int8(Units w, Units x, Ints sum) { return _mm512_dpbusd_epi32(sum, w, x); }
-  static Ints dot_int4(Units w, Units x, Ints sum) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static Ints dot_int8(Units w, Units x, Ints sum) {
+    return (Ints)_mm512_dpbusd_epi32((Units)sum, w, x);
+  }
+  static Ints dot_int4(Units w, Units x, Ints sum) { return dot_int8(w, x, sum); }
   static Units low_halves(Units w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
   static Units high_halves(Units w) { return low_halves(_mm512_srli_epi16(w, 4)); }
 

@@ -86,7 +86,7 @@ inline void tile(const Packed& weights, int block, int lane0, const Input& input
       typename V::Units rows[N];
       for (int n = 0; n < N; ++n) {
         rows[n] = V::load_units(w + n * V::kWidth * 4);
-        if (T == 1) V::prefetch(w + n * V::kWidth * 4 + V::kPrefetchBytes);
+        if (T == 1 || token == 0) V::prefetch(w + n * V::kWidth * 4 + V::kPrefetchBytes);
       }
       for (int t = 0; t < T; ++t) {
         const uint8_t* values = x + t * input.stride;
@@ -136,7 +136,7 @@ inline void tile_int4(const Packed& weights, int block, int lane0, const Input& 
     for (int unit = 0; unit < kUnits; ++unit, w += kUnitRow, x += 8) {
       for (int n = 0; n < N; ++n) {
         const typename V::Units rows = V::load_units(w + n * V::kWidth * 4);
-        if (T == 1) V::prefetch(w + n * V::kWidth * 4 + V::kPrefetchBytes);
+        if (T == 1 || token == 0) V::prefetch(w + n * V::kWidth * 4 + V::kPrefetchBytes);
         const typename V::Units low = V::low_halves(rows), high = V::high_halves(rows);
         for (int t = 0; t < T; ++t) {
           const uint8_t* values = x + t * input.stride;
@@ -168,7 +168,10 @@ inline void some_tokens(const Packed& weights, int block, const Input& input, in
   constexpr int kAll = kBlock / V::kWidth;
   constexpr int kVectors = T == 1 ? kAll : V::kTileVectors;
   for (int lane = 0; lane < kBlock; lane += kVectors * V::kWidth) {
-    if constexpr (D == Dtype::int4)
+    if constexpr (D == Dtype::int4 && T > 4) {  // more sums do not fit into registers
+      tile_int4<V, 4, kVectors>(weights, block, lane, input, token, out, stride, add);
+      tile_int4<V, T - 4, kVectors>(weights, block, lane, input, token + 4, out, stride, add);
+    } else if constexpr (D == Dtype::int4)
       tile_int4<V, T, kVectors>(weights, block, lane, input, token, out, stride, add);
     else
       tile<V, D, T, kVectors, T == 1 && D == Dtype::int8 ? V::kChains : 1>(
@@ -222,7 +225,9 @@ void round_to_int8(const float* x, int columns, const Input& input, int token) {
   F most = V::set(0.0f);
   for (int i = 0; i < columns; i += V::kWidth)
     most = V::max(V::absolute(V::load(x + i)), most);
-  const float limit = V::largest(most);
+  F none = V::set(0.0f);  // is NaN if a number is, or is infinite: a maximum may leave those out
+  for (int i = 0; i < columns; i += V::kWidth) none = V::fma(V::load(x + i), V::set(0.0f), none);
+  const float limit = V::largest(most) + V::total(none);
   const float inverse = limit > 1e-36f ? 127.0f / limit : 0.0f;  // which is finite
   int8_t* out = reinterpret_cast<int8_t*>(input.data + token * input.stride);
   int32_t* sums = input.sums + token * input.sum_stride;
@@ -354,6 +359,17 @@ void remember(const float* key, const float* value, int position, const Memory& 
   }
 }
 
+// The page behind that of position `start`, or that one if it is the last.
+inline const uint8_t* following_page(const Memory& memory, int start, int length) {
+  return memory.pages[start / kPage + (start + kPage < length ? 1 : 0)];
+}
+
+// Pages lie anywhere, so that the processor does not foresee the next one.
+template <class V>
+inline void prefetch_bytes(const uint8_t* p, size_t count) {
+  for (size_t line = 0; line < count; line += 64) V::prefetch(p + line);
+}
+
 // scores = q k * scale for all positions of the pages that `length` reaches.
 template <class V, class Number>
 inline void score_keys(const float* query, int length, float scale, const Memory& memory,
@@ -364,9 +380,12 @@ inline void score_keys(const float* query, int length, float scale, const Memory
     const uint8_t* page = memory.pages[start / kPage] + memory.keys;
     const Number* keys = reinterpret_cast<const Number*>(page) + start % kPage;
     typename V::Floats sums[kVectors] = {};
-    for (int d = 0; d < memory.head_dim; ++d, keys += kPage)
+    const uint8_t* next = following_page(memory, start, length) + memory.keys;
+    for (int d = 0; d < memory.head_dim; ++d, keys += kPage, next += kPage * sizeof(Number)) {
+      prefetch_bytes<V>(next, kPage * sizeof(Number));
       for (int n = 0; n < kVectors; ++n)
         sums[n] = V::fma(V::set(query[d]), load_as<V>(keys + n * V::kWidth), sums[n]);
+    }
     for (int n = 0; n < kVectors; ++n)
       V::store(scores + n * V::kWidth, V::mul(sums[n], V::set(scale)));
   }
@@ -383,8 +402,13 @@ inline void mix_values(const float* weights, int length, float factor, const Mem
     const uint8_t* page = memory.pages[start / kPage] + memory.values;
     const Number* values = reinterpret_cast<const Number*>(page) + offset;
     const int count = length - start < kPage ? length - start : kPage;
+    const uint8_t* next = following_page(memory, start, length) + memory.values;
+    next += offset * sizeof(Number);
+    const size_t row = memory.padded_dim * sizeof(Number);
     int t = 0;
-    for (; t + 1 < count; t += 2, values += 2 * memory.padded_dim) {
+    for (; t + 1 < count; t += 2, values += 2 * memory.padded_dim, next += 2 * row) {
+      prefetch_bytes<V>(next, N * V::kWidth * sizeof(Number));
+      prefetch_bytes<V>(next + row, N * V::kWidth * sizeof(Number));
       const F first = V::set(weights[start + t]), second = V::set(weights[start + t + 1]);
       for (int n = 0; n < N; ++n) {
         even[n] = V::fma(first, load_as<V>(values + n * V::kWidth), even[n]);

@@ -2,6 +2,9 @@
 
 #include <chrono>
 
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -34,18 +37,41 @@ void wait_a_moment(int& pauses) {
 
 }  // namespace
 
+int process_number() {
+#if defined(_WIN32)
+  return 0;
+#else
+  return static_cast<int>(getpid());
+#endif
+}
+
 Pool::Pool(int threads) : threads_(threads < 1 ? 1 : threads) {
   workers_.reserve(threads_ - 1);
-  for (int thread = 1; thread < threads_; ++thread)
-    workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < threads_; ++thread)
+      workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // no more threads can be had
+    stop();
+    throw;
+  }
 }
 
 Pool::~Pool() {
+  if (owner_ == process_number()) {
+    stop();
+    return;
+  }
+  // After a fork the workers are not here, and to destroy what they wait on would hang.
+  new std::vector<std::thread>(std::move(workers_));
+  wake_.release();
+}
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_.store(true);
   }
-  wake_.notify_all();
+  wake_->notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -83,7 +109,7 @@ void Pool::open(uint64_t phase, int chunks) {
   ticket_.store(phase << kCountBits | static_cast<uint64_t>(chunks));
   if (chunks > 1 && sleeping_.load() > 0) {
     { std::lock_guard<std::mutex> lock(mutex_); }
-    wake_.notify_all();
+    wake_->notify_all();
   }
 }
 
@@ -108,7 +134,7 @@ void Pool::work(int thread) {
 bool Pool::sleep_until_needed() {
   std::unique_lock<std::mutex> lock(mutex_);
   sleeping_.fetch_add(1);
-  wake_.wait(lock, [&] { return left_of(ticket_.load()) > 0 || stopping_.load(); });
+  wake_->wait(lock, [&] { return left_of(ticket_.load()) > 0 || stopping_.load(); });
   sleeping_.fetch_sub(1);
   return !stopping_.load();
 }

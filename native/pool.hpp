@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -17,6 +18,9 @@ struct Job {
   std::vector<int> chunks;  // of each stage, from 1 to 65,535
   std::function<void(int stage, int chunk, int thread)> run;  // must not throw
 };
+
+// The number of this process: it differs after a fork (0 on Windows, where there is none).
+int process_number();
 
 // A thread takes a chunk when it is free, and nobody waits for a thread that has taken none: a
 // slow core does less, and one that the system gave to another program delays nobody.
@@ -36,6 +40,7 @@ class Pool {
   void run(const Job& job);
 
  private:
+  void stop();
   void work(int thread);
   bool help(int thread);
   void open(uint64_t phase, int chunks);
@@ -51,7 +56,8 @@ class Pool {
   alignas(64) std::atomic<int> sleeping_{0};
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<std::condition_variable> wake_ = std::make_unique<std::condition_variable>();
+  const int owner_ = process_number();
   std::vector<std::thread> workers_;
 };
 

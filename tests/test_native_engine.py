@@ -1,5 +1,6 @@
 """The native engine: the same numbers as torch, in every dtype, on every instruction set."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from backgpt.engine import Dtype
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.model import Transformer
@@ -343,11 +345,14 @@ def test_greedy_choices_are_torchs_for_50_prompts_of_200_ids() -> None:
     assert chosen[0] == chosen[1]
 
 
-def test_numbers_that_are_none_are_not_hidden() -> None:
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_none_are_not_hidden(dtype: Dtype, number: float) -> None:
     weights = random_weights(SMALL)
-    weights["model.layers.1.input_layernorm.weight"][5] = np.nan
+    weights["model.layers.1.input_layernorm.weight"][5] = number
     for isa in instruction_sets():
-        _, logits = NativeEngine(SMALL, weights, isa=isa).prefill(some_ids(SMALL, 4))
+        engine = NativeEngine(SMALL, weights, isa=isa, dtype=dtype)
+        _, logits = engine.prefill(some_ids(SMALL, 4))
         assert np.isnan(logits).all()
 
 
@@ -449,18 +454,78 @@ def test_memory_of_the_cache_grows_with_use_and_is_used_again() -> None:
 
 
 def test_memory_of_the_cache_is_given_back_when_many_texts_end() -> None:
-    config = changed(SMALL, block_size=65_536)
+    config = changed(SMALL, n_layer=8, n_head=8, n_kv_head=8, head_dim=64)
     engine = NativeEngine(config, random_weights(config))
-    rows = [engine.prefill(some_ids(config, 700))[0][0] for _ in range(20)]
-    most, page = engine.cache_bytes, engine.cache_bytes // (20 * 11)
-    engine.release(rows[:12])
-    assert engine.cache_bytes == most  # so many may come again
-    engine.release(rows[12:])
-    assert engine.cache_bytes == 32 * page
-    [row], logits = engine.prefill(some_ids(config, 700))
-    again, same = engine.prefill(some_ids(config, 700))
+    page = 8 * 8 * 2 * 64 * 64 * 4  # bytes: layers, heads, keys and values, floats
+    rows, logits = engine.prefill(some_ids(config, 10), copies=140)
+    assert engine.cache_bytes == 140 * page
+    engine.release(rows[:10])
+    assert engine.cache_bytes == 140 * page  # so many may come again
+    engine.release(rows[10:])
+    kept = engine.cache_bytes
+    assert 64 << 20 <= kept <= 128 << 20
+    again, same = engine.prefill(some_ids(config, 10), copies=3)
     assert np.array_equal(logits, same)
-    engine.release([row, *again])
+    assert engine.cache_bytes == kept
+    engine.release(again)
+
+
+@pytest.mark.parametrize("place", range(1, 9))
+def test_a_release_that_is_interrupted_leaves_no_row_to_two_texts(place: int) -> None:
+    config = changed(SMALL, block_size=64)
+    engine = NativeEngine(config, random_weights(config))
+    ids = some_ids(config, 9)
+    (first, second), expected = engine.prefill(ids, copies=2)
+    n_lines = 0
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal n_lines
+        if frame.f_code.co_name == "release":
+            n_lines += event == "line"
+            if n_lines == place:
+                raise KeyboardInterrupt
+        return interrupt
+
+    sys.settrace(interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        engine.release([first])
+    sys.settrace(None)
+    new, logits = engine.prefill(ids, copies=2)
+    assert len({second, *new}) == 3
+    assert np.array_equal(logits, expected)
+    assert np.array_equal(engine.step([second], [5]), engine.step([new[0]], [5]))
+
+
+@pytest.mark.parametrize("ending", ["del engine", "sys.exit(0)", "engine.prefill([1, 2])"])
+def test_a_forked_process_ends(ending: str) -> None:
+    program = f"""
+import os, sys, time
+import backgpt
+engine = backgpt.load(threads=2).engine
+engine.prefill([1, 2])
+time.sleep(0.2)  # so that its threads sleep
+if not os.fork():
+    {ending}
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_python_ends_while_a_thread_is_in_an_engine() -> None:
+    program = """
+import threading, time
+import backgpt
+engine = backgpt.load(threads=1).engine
+def read():
+    while True:
+        engine.release(engine.prefill([1] * 500)[0])
+threading.Thread(target=read, daemon=True).start()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_interrupted_prefill_frees_its_rows() -> None:

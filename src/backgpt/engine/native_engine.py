@@ -4,8 +4,10 @@ Takes weights as arrays, float or int8 rows with scales; gives numpy arrays. Imp
 ImportError where the package was installed without a compiler.
 """
 
+import atexit
 import heapq
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
@@ -39,6 +41,16 @@ LEAST_SHARED = 8  # ids that sequences begin with in common, for one to branch o
 def instruction_sets() -> list[str]:
     """Return the names of what this processor can run, fastest first; the last is plain C++."""
     return _native.instruction_sets()
+
+
+_ENGINES: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _let_none_run() -> None:
+    """Keep threads out of engines: one that comes back from there while Python ends would abort."""
+    for engine in _ENGINES:
+        engine.lock.acquire()
 
 
 class NativeEngine:
@@ -83,6 +95,8 @@ class NativeEngine:
         self._used: set[int] = set()
         self.lock = threading.RLock()
         self._free: list[int] = []
+        self._n_rows = 0
+        _ENGINES.add(self)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,6 +104,7 @@ class NativeEngine:
         return self._model.weight_bytes
 
     @property
+    @one_at_a_time
     def cache_bytes(self) -> int:
         """How many bytes keys and values hold now; it grows with what was read at one time."""
         return self._model.cache_bytes
@@ -131,10 +146,10 @@ class NativeEngine:
     def release(self, rows: Sequence[int]) -> None:
         """Free `rows`; releasing a row that is not in use does nothing."""
         for row in rows:
-            if row in self._used:
-                self._used.remove(row)
-                heapq.heappush(self._free, row)
+            if row in self._used:  # interrupted here, it is still in use, or lost, not used twice
                 self._model.release(row)
+                self._used.discard(row)
+                heapq.heappush(self._free, row)
 
     @one_at_a_time
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
@@ -182,7 +197,11 @@ class NativeEngine:
 
     def _take(self) -> int:
         """Take the lowest free row."""
-        row = heapq.heappop(self._free) if self._free else len(self._used)
+        if self._free:
+            row = heapq.heappop(self._free)
+        else:
+            row = self._n_rows
+            self._n_rows += 1
         self._used.add(row)
         return row
 
