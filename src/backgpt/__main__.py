@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def backchat() -> NoReturn:
     """Run `backgpt chat`."""
+    sys.argv[0] = "backgpt"  # so that the usage it tells is that of a command there is
     main(["chat", *sys.argv[1:]])
 
 

@@ -43,7 +43,12 @@ def prepare(
         ),
     ] = None,
     workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
-    cache: Annotated[Path | None, Option(help="Where downloads are kept.")] = None,
+    cache: Annotated[
+        Path | None,
+        Option(
+            help="Where downloads are kept; in ~/.cache/backgpt, or XDG_CACHE_HOME, if not given."
+        ),
+    ] = None,
     peek: Annotated[
         int, Option(metavar="N", help="Print N documents of the result, in both orders.")
     ] = 0,
