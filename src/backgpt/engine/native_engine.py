@@ -6,6 +6,7 @@ ImportError where the package was installed without a compiler.
 
 import atexit
 import heapq
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -51,6 +52,10 @@ def _let_none_run() -> None:
     """Keep threads out of engines: one that comes back from there while Python ends would abort."""
     for engine in _ENGINES:
         engine.lock.acquire()
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has no other threads, but locks they held
+    os.register_at_fork(after_in_child=_ENGINES.clear)
 
 
 class NativeEngine:
