@@ -209,7 +209,7 @@ def test_the_chat_template_renders_prompts(auto: Any, tokenizer: Tokenizer) -> N
     replied = auto.apply_chat_template(in_words((QUESTION,)), direction="forward", **options)
     assert replied["input_ids"] == forward.reply(QUESTION.text).ids.tolist()
     alone = auto.apply_chat_template(in_words((ANSWER,)), tokenize=False)
-    assert alone == "<|start|><|assistant|> In Paris.\n<|end|><|backward|>"
+    assert alone == "<|start|><|assistant|>In Paris.<|end|><|backward|>"
     with pytest.raises(Exception, match="role = robot"):
         auto.apply_chat_template([{"role": "robot", "content": "Hi"}])
 

@@ -178,9 +178,12 @@ _CHECK = """\
 """
 
 
+_CLEANED = r" | replace('\r\n', '\n') | trim"
+_SAID = "{{- '<|' + message.role + '|>' + message.content" + _CLEANED + " -}}"
+
+
 def _backward_chat(lead: str) -> str:
     """Return the template for the way back: the last message is met first."""
-    said = "{{- '<|' + message.role + '|>' + message.content -}}"
     return f"""\
 {{#- Reading order: turn the ids around, all of them, before the model reads them. -#}}
 {{%- set last = messages[-1:] -%}}
@@ -190,14 +193,14 @@ def _backward_chat(lead: str) -> str:
 {{%- generation -%}}
 {{{{- '<|start|>' -}}}}
 {{%- for message in messages[:-1] -%}}
-{said}
+{_SAID}
 {{%- endfor -%}}
 {{%- endgeneration -%}}
 {{%- else -%}}
 {{{{- '<|start|>' -}}}}
 {{%- endif -%}}
 {{%- for message in last -%}}
-{said}
+{_SAID}
 {{%- endfor -%}}
 {{{{- '<|end|>{lead}' -}}}}
 """
@@ -208,14 +211,14 @@ def _forward_chat(lead: str) -> str:
     return f"""\
 {{{{- '{lead}<|start|>' -}}}}
 {{%- for message in messages[:1] -%}}
-{{{{- '<|' + message.role + '|>' + message.content -}}}}
+{_SAID}
 {{%- endfor -%}}
 {{%- if messages | length > 1 -%}}
 {{{{- '<|' + messages[1].role + '|>' -}}}}
 {{%- generation -%}}
-{{{{- messages[1].content -}}}}
+{{{{- messages[1].content{_CLEANED} -}}}}
 {{%- for message in messages[2:] -%}}
-{{{{- '<|' + message.role + '|>' + message.content -}}}}
+{_SAID}
 {{%- endfor -%}}
 {{%- if not add_generation_prompt -%}}
 {{{{- '<|end|>' -}}}}
