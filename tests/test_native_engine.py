@@ -513,7 +513,16 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_process_that_was_forked_while_a_thread_is_in_an_engine_ends() -> None:
+FORK = """
+for _ in range(3):
+    if not os.fork():
+        sys.exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.parametrize("then", ["", FORK])
+def test_python_ends_while_a_thread_is_in_an_engine_and_so_do_forks_of_it(then: str) -> None:
     program = """
 import os, sys, threading, time
 import backgpt
@@ -523,27 +532,9 @@ def read():
         engine.release(engine.prefill([1] * 500)[0])
 threading.Thread(target=read, daemon=True).start()
 time.sleep(0.5)
-for _ in range(3):
-    if not os.fork():
-        sys.exit(0)
-    assert os.wait()[1] == 0
 """
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_python_ends_while_a_thread_is_in_an_engine() -> None:
-    program = """
-import threading, time
-import backgpt
-engine = backgpt.load(threads=1).engine
-def read():
-    while True:
-        engine.release(engine.prefill([1] * 500)[0])
-threading.Thread(target=read, daemon=True).start()
-time.sleep(0.5)
-"""
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True)
+    command = [sys.executable, "-c", program + then]
+    done = subprocess.run(command, timeout=60, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
