@@ -52,7 +52,7 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
 
 
 def described(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Return what computes: the bits of a run on a CPU depend on no more of a machine than this."""
+    """Return what computes: what of a machine the bits of a run on a CPU are known to depend on."""
     on_cuda = device.type == "cuda"
     return {
         "torch": torch.__version__,

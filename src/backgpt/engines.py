@@ -30,9 +30,8 @@ def open_engine(
 
     Raises UsageError for what does not fit together, MissingExtraError without an engine.
     """
-    if not (
-        isinstance(device, str) and DEVICES.fullmatch(device)
-    ):  # said without torch, where that is not installed
+    # Said without torch, where that is not installed.
+    if not (isinstance(device, str) and DEVICES.fullmatch(device)):
         raise UsageError(f"device = {device!r} cannot be used here: try 'cpu' or 'auto'")
     if folder.family != "qwen3":
         if threads is not None or isa is not None:

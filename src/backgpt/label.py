@@ -111,9 +111,8 @@ def label(
     A batch that `limit` cuts off has its questions asked in full, so that going on from there
     makes what an unbroken job makes. `report` is called after each batch. Raises UsageError for
     models that do not run the way they must, a changed setting, questions too long for the model,
-    or an `out` of other origin or
-    that another process is writing to; DataError if there is no text; CorruptFileError if `out`
-    was altered.
+    or an `out` of other origin or that another process is writing to; DataError if there is no
+    text; CorruptFileError if `out` was altered.
     """
     judge = _judge(model, twin, settings)
     most_new = model.engine.block_size // 2

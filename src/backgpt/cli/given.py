@@ -27,6 +27,14 @@ Engine = Annotated[
 Device = Annotated[str, Option(help="cpu, cuda, or auto.")]
 Threads = Annotated[int | None, Option(help="Most threads of the native engine.")]
 TextField = Annotated[str, Option(help="The field with the text, in .jsonl and .parquet.")]
+Separator = Annotated[
+    str | None,
+    Option(
+        help="Splits a .txt file into texts, which otherwise is one, or is split at "
+        "<|endoftext|>; \\n is a line break.",
+        callback=lambda given: given and given.replace("\\n", "\n"),
+    ),
+]
 Temperature = Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")]
 TopK = Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")]
 TopP = Annotated[float | None, Option(help="Draw from the likeliest that reach p.")]

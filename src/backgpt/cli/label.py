@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
-from backgpt.cli.given import WHICH_MODEL, Device, TextField, check_limit
+from backgpt.cli.given import WHICH_MODEL, Device, Separator, TextField, check_limit
 from backgpt.errors import UsageError, printable
 
 
@@ -19,9 +19,7 @@ def label(
         Option(help=f"The model that asks: {WHICH_MODEL}; {CHAT_MODEL} if none is given."),
     ] = None,
     field: TextField = "text",
-    separator: Annotated[
-        str | None, Option(help="Splits a .txt file into texts; \\n is a line break.")
-    ] = None,
+    separator: Separator = None,
     candidates: Annotated[int, Option(help="How many questions to write for each text.")] = 4,
     score: Annotated[
         Literal["round-trip", "forward", "none"] | None,
@@ -78,7 +76,6 @@ def label(
             f"backgpt: {twin} was never tuned on conversations: its scores say little of questions",
             file=sys.stderr,
         )
-    separator = None if separator is None else separator.replace("\\n", "\n")
     own = "forward" if forward or loaded.language.told else "round-trip"
     given: dict[str, Any] = {
         "model": printable(model or CHAT_MODEL),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from backgpt.cli.given import WHICH_MODEL, TextField
+from backgpt.cli.given import WHICH_MODEL, Separator, TextField
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,13 +35,7 @@ def prepare(
     ] = None,
     valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
     field: TextField = "text",
-    separator: Annotated[
-        str | None,
-        Option(
-            help="Splits a .txt file into documents, which otherwise is one, or is split at "
-            "<|endoftext|>; \\n is a line break."
-        ),
-    ] = None,
+    separator: Separator = None,
     workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
     cache: Annotated[
         Path | None,
@@ -69,7 +63,7 @@ def prepare(
                 valid=valid or None,
                 valid_fraction=valid_fraction,
                 field=field,
-                separator=separator.replace("\\n", "\n") if separator is not None else None,
+                separator=separator,
                 workers=workers,
                 cache=cache,
                 progress=progress.update,

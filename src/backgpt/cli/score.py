@@ -14,6 +14,7 @@ from backgpt.cli.given import (
     WHICH_MODEL,
     Device,
     Engine,
+    Separator,
     TextField,
     Threads,
     check_limit,
@@ -60,9 +61,7 @@ def score(
         ),
     ] = None,
     field: TextField = "text",
-    separator: Annotated[
-        str | None, Option(help="Splits a .txt file into texts; \\n is a line break.")
-    ] = None,
+    separator: Separator = None,
     limit: Annotated[int | None, Option(help="Stop after so many texts.")] = None,
     overlap: Annotated[
         int,
@@ -166,7 +165,6 @@ def _documents(
         source = find_source(
             file, on_bytes=lambda done, total: progress.update("fetch", done, total)
         )
-    separator = separator.replace("\\n", "\n") if separator is not None else None
     return read_source(source, field=field, separator=separator, tally=tally)
 
 
