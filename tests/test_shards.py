@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backgpt import shards
 from backgpt.errors import ConfigError, CorruptFileError, DataError
 from backgpt.order import ReadingIds
 from backgpt.shards import ShardWriter, open_dataset, open_shard, write_shard
@@ -188,12 +187,3 @@ def test_a_dataset_folder_that_lacks_something_says_what(
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match=r"no train-00000\.bin"):
         open_dataset(tmp_path)
-
-
-def test_large_shards_are_hashed_in_blocks_to_the_same_checksum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = make(tmp_path / "whole.bin", DOCUMENTS)
-    monkeypatch.setattr(shards, "_BLOCK_BYTES", 7)
-    assert make(tmp_path / "blocks.bin", DOCUMENTS).read_bytes() == whole.read_bytes()
-    assert open_shard(whole).n_tokens == 8

@@ -140,9 +140,12 @@ class ShardWriter:
                 file.write(document_bytes.astype("<u4").data)
                 with self._ids_path.open("rb") as ids_file:
                     shutil.copyfileobj(ids_file, file, _BLOCK_BYTES)
-            checksum = _checksum(_blocks(temporary), header(bytes(32)))
             with temporary.open("r+b") as finished:
-                finished.write(header(checksum))
+                finished.seek(HEADER.size)
+                digest = hashlib.file_digest(finished, "sha256")
+                digest.update(header(bytes(32)))
+                finished.seek(0)
+                finished.write(header(digest.digest()))
 
 
 def write_shard(
@@ -233,7 +236,9 @@ def open_shard(path: Path, *, verify: bool = True) -> Shard:
     if verify:
         unsigned = raw[: HEADER.size].copy()
         unsigned[_CHECKSUM_FIELD] = 0
-        if _checksum(_array_blocks(raw[HEADER.size :]), unsigned.tobytes()) != checksum:
+        digest = hashlib.sha256(raw[HEADER.size :].data)
+        digest.update(unsigned.data)
+        if digest.digest() != checksum:
             raise CorruptFileError(f"{path} is damaged (checksum differs): {_DAMAGED}")
 
     ids_start = HEADER.size + 8 * (n_documents + 1) + 4 * n_documents
@@ -295,23 +300,3 @@ def _check_offsets(shard: Shard) -> None:
         raise CorruptFileError(f"{shard.path} has document offsets out of order: {_DAMAGED}")
     if int(shard.document_bytes.sum(dtype=np.uint64)) != shard.text_bytes:
         raise CorruptFileError(f"{shard.path} has text sizes that do not add up: {_DAMAGED}")
-
-
-def _checksum(payload: Iterable[Any], unsigned_header: bytes) -> bytes:
-    digest = hashlib.sha256()
-    for block in payload:
-        digest.update(block)
-    digest.update(unsigned_header)
-    return digest.digest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(HEADER.size)
-        while block := file.read(_BLOCK_BYTES):
-            yield block
-
-
-def _array_blocks(array: NDArray[np.uint8]) -> Iterator[memoryview]:
-    for start in range(0, len(array), _BLOCK_BYTES):
-        yield array[start : start + _BLOCK_BYTES].data
