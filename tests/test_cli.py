@@ -748,7 +748,7 @@ def test_a_length_on_the_command_line_wins_over_that_in_a_file(
 
     def job(settings: TrainConfig, **_: object) -> RunResult:
         asked.append(to_toml(settings).splitlines())
-        return RunResult(tmp_path, 0, None, None, None)
+        return RunResult(tmp_path, 0, None, None)
 
     monkeypatch.setattr("backgpt.train.train", job)
     (tmp_path / "run.toml").write_text(f"{in_file}\nlr = 0.5\n")

@@ -87,7 +87,6 @@ class RunResult:
     step: int
     valid_loss: float | None
     valid_bpb: float | None
-    best_loss: float | None
 
 
 class Run:
@@ -330,7 +329,6 @@ class Run:
             step=self.max_steps,
             valid_loss=last.get("valid_loss"),
             valid_bpb=last.get("valid_bpb"),
-            best_loss=min((r["valid_loss"] for r in evaluations), default=None),
         )
 
     def evaluates_at(self, done: int) -> bool:

@@ -260,7 +260,6 @@ def open_shard(path: Path, *, verify: bool = True) -> Shard:
 class Dataset:
     """A prepared folder: one tokenizer and the shards made with it."""
 
-    path: Path
     tokenizer: Tokenizer
     train: tuple[Shard, ...]
     valid: tuple[Shard, ...]
@@ -290,7 +289,7 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
                 f"{shard.path} was made with tokenizer {shard.tokenizer_sha256[:12]}, but "
                 f"{tokenizer_path} is {tokenizer.sha256[:12]}: prepare the dataset again"
             )
-    return Dataset(path=path, tokenizer=tokenizer, train=train, valid=valid)
+    return Dataset(tokenizer=tokenizer, train=train, valid=valid)
 
 
 def _check_offsets(shard: Shard) -> None:
