@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,17 @@ import pytest
 
 from backgpt.datasets import (
     Conversation,
-    HubFile,
     Tally,
-    default_cache,
-    fetch,
     files,
     find_source,
     hub,
     open_source,
     read_conversations,
     read_source,
+    sources,
 )
 from backgpt.datasets.files import read_file
+from backgpt.datasets.hub import HubFile, default_cache, fetch
 from backgpt.errors import (
     BackgptError,
     ConfigError,
@@ -41,7 +41,7 @@ STORIES = ["One day\nthere was a cat.\n\nThe end.", "Ünï — 猫 🐈", "Third
 
 
 def texts(path: Path | str, **options: Any) -> list[str]:
-    return [document.text for document in open_source(str(path), **options)]
+    return [document.text for document in read_source(find_source(str(path)), **options)]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -497,7 +497,8 @@ def test_dolly_is_downloaded_and_rendered(
 ) -> None:
     stub.content = json_lines([{"instruction": "Who?", "context": "", "response": "It."}])
     monkeypatch.setitem(hub.HUB_FILES, "dolly", stub.file())
-    source = find_source("dolly", cache=tmp_path, endpoint=stub.endpoint)
+    monkeypatch.setattr(sources, "fetch", partial(fetch, endpoint=stub.endpoint))
+    source = find_source("dolly", cache=tmp_path)
     assert [document.text for document in read_source(source)] == ["Who?\n\nIt."]
 
 

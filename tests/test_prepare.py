@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from backgpt import parts
-from backgpt.datasets import HUB_FILES, StreamedDocument, TextStream, find_source, sample
+from backgpt.datasets import StreamedDocument, TextStream, find_source, sample
+from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.prepare import PrepareReport, peek, prepare

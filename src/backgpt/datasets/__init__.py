@@ -5,26 +5,19 @@ other in bounded memory. Every text is valid UTF-8 with `\\n` line ends and no w
 it; paragraph breaks inside are kept exactly.
 """
 
-from backgpt.datasets.files import MAX_DOCUMENT_BYTES, read_conversations
-from backgpt.datasets.hub import HUB_FILES, HubFile, default_cache, fetch
+from backgpt.datasets.files import read_conversations
 from backgpt.datasets.records import Conversation, Document, Tally
-from backgpt.datasets.sources import NAMED_SOURCES, Source, find_source, open_source, read_source
+from backgpt.datasets.sources import Source, find_source, open_source, read_source
 from backgpt.datasets.stream import Split, StreamedDocument, TextStream, sample
 
 __all__ = [
-    "HUB_FILES",
-    "MAX_DOCUMENT_BYTES",
-    "NAMED_SOURCES",
     "Conversation",
     "Document",
-    "HubFile",
     "Source",
     "Split",
     "StreamedDocument",
     "Tally",
     "TextStream",
-    "default_cache",
-    "fetch",
     "find_source",
     "open_source",
     "read_conversations",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backgpt.datasets.files import KINDS, document, kind_of, read_conversations, read_file
-from backgpt.datasets.hub import ENDPOINT, HUB_FILES, default_cache, fetch
+from backgpt.datasets.hub import HUB_FILES, default_cache, fetch
 from backgpt.datasets.records import Document, Tally
 from backgpt.errors import DataError
 
@@ -39,7 +39,6 @@ def find_source(
     *,
     cache: Path | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
-    endpoint: str = ENDPOINT,
 ) -> Source:
     """Return the source that `spec` names, downloading what is not yet in `cache`.
 
@@ -55,7 +54,7 @@ def find_source(
         return Source(spec=spec, files=())
     if spec in HUB_FILES:
         folder = cache if cache is not None else default_cache()
-        path = fetch(HUB_FILES[spec], folder, on_bytes=on_bytes, endpoint=endpoint)
+        path = fetch(HUB_FILES[spec], folder, on_bytes=on_bytes)
         return Source(spec=spec, files=(path,))
 
     path = Path(os.path.expanduser(spec))  # leaves `~nobody` as it is
@@ -94,15 +93,9 @@ def read_source(
         raise DataError(f"{source.spec} is empty: there is no text in it")
 
 
-def open_source(
-    spec: str,
-    *,
-    field: str = "text",
-    separator: str | None = None,
-    cache: Path | None = None,
-) -> Iterator[Document]:
+def open_source(spec: str, *, field: str = "text") -> Iterator[Document]:
     """Yield the documents of the source that `spec` names; see `find_source`, `read_source`."""
-    return read_source(find_source(spec, cache=cache), field=field, separator=separator)
+    return read_source(find_source(spec), field=field)
 
 
 def _documents(
