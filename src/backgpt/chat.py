@@ -28,7 +28,7 @@ import numpy as np
 from backgpt.errors import UsageError
 from backgpt.hints import Kind
 from backgpt.language import Language, Prompt, Stops
-from backgpt.messages import ROLES, Message, Role, bytes_of, cleaned
+from backgpt.messages import ROLES, Message, Role, bytes_of, cleaned, other_role
 from backgpt.order import IdArray, ModelIds, ReadingIds, joined
 
 if TYPE_CHECKING:
@@ -86,11 +86,10 @@ class Template:
     def going_back(self, ids: ModelIds, *, speaker: Role, may_start: bool) -> Prompt:
         """Return the prompt for the message before what `speaker` says, of which `ids` are read.
 
-        Users and assistants take turns. With `may_start` the conversation may have begun there.
+        With `may_start` the conversation may have begun there.
         """
-        role: Role = "assistant" if speaker == "user" else "user"
         at_once = (self._start_id,) if may_start else ()
-        return _message_prompt(ids, Stops(at_once, later=(self.tag(role),)))
+        return _message_prompt(ids, Stops(at_once, later=(self.tag(other_role(speaker)),)))
 
     def reply(self, question: str, *, context: str = "") -> Prompt:
         """Return the prompt for an answer to `question`, for either twin."""

@@ -23,8 +23,13 @@ class Message:
             raise DataError(f"role = {self.role!r}: it must be one of {', '.join(ROLES)}")
 
 
+def other_role(role: Role) -> Role:
+    """Return who speaks before and after `role`: users and assistants take turns."""
+    return "assistant" if role == "user" else "user"
+
+
 def cleaned(text: str) -> str:
-    """Return a message's text as those are that chats are trained on."""
+    """Return a text as those are that are read from files, which models are trained on."""
     return text.replace("\r\n", "\n").strip()
 
 

@@ -17,7 +17,7 @@ from backgpt.checks import whole
 from backgpt.engine import Engine
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
-from backgpt.messages import Message, Role
+from backgpt.messages import Message, Role, other_role
 from backgpt.order import ModelIds
 from backgpt.running import Job
 from backgpt.sampling import Sampling
@@ -208,8 +208,3 @@ def spoken(
     if silent and len(text.ids):
         yield Piece(turn, role, "")
     return text
-
-
-def other_role(role: Role) -> Role:
-    """Return who speaks before and after `role`: users and assistants take turns."""
-    return "assistant" if role == "user" else "user"

@@ -23,7 +23,7 @@ from backgpt.chat import MODES, Mode, Template
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
-from backgpt.messages import ROLES, Message, Role
+from backgpt.messages import ROLES, Message, Role, cleaned
 from backgpt.order import ModelIds, joined
 from backgpt.rewind import Piece, going_back, spoken
 from backgpt.running import Job
@@ -252,7 +252,7 @@ class Session:
 
         It goes on with the last of them, if that is alike, unless it `begins` another.
         """
-        seed, text = self.seed, text.replace("\r\n", "\n").strip()
+        seed, text = self.seed, cleaned(text)
         last = before[-1] if before else None
         alike = last and (last.mode, last.context) == (self.mode, self.context)
         goes_on = last if alike and self.mode == "ask" and not begins else None

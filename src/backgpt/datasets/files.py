@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 from backgpt.datasets.records import Conversation, Document, Tally
 from backgpt.errors import ConfigError, DataError, needs_extra
-from backgpt.messages import ROLES, Message, Role, take_turns
+from backgpt.messages import ROLES, Message, Role, cleaned, take_turns
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -120,15 +120,14 @@ def _optional(record: dict[str, Any], field: str, origin: str) -> str:
 
 def document(text: str, origin: str, tally: Tally) -> Iterator[Document]:
     """Yield `text` cleaned as one document, or count it in `tally` if nothing is left of it."""
-    cleaned = _clean(text, origin)
-    if cleaned:
-        yield Document(text=cleaned, origin=origin)
+    if text := _clean(text, origin):
+        yield Document(text=text, origin=origin)
     else:
         tally.empty += 1
 
 
 def _clean(text: str, origin: str) -> str:
-    text = text.replace("\r\n", "\n").strip()
+    text = cleaned(text)
     try:
         size = len(text) if text.isascii() else len(text.encode("utf-8"))
     except UnicodeEncodeError as error:

@@ -19,8 +19,8 @@ from backgpt.api import Model
 from backgpt.chat import Template
 from backgpt.generate import Text
 from backgpt.language import Prompt
-from backgpt.messages import Message, Role, as_transcript, take_turns
-from backgpt.rewind import Rewinding, other_role
+from backgpt.messages import Message, Role, as_transcript, other_role, take_turns
+from backgpt.rewind import Rewinding
 from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
 from backgpt.server.channel import Channel, Ended, Part, Wrote
