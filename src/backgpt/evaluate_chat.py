@@ -7,7 +7,7 @@ defines. Everything follows from a seed.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +30,6 @@ from backgpt.score import bits_per_byte, sums_written
 Matrix = npt.NDArray[np.float64]
 
 MOST_NEW_TOKENS = 96  # of a question
-PROMPTS_TOGETHER = 20
 
 ASKING_WORDS = frozenset(
     {"what", "who", "whom", "whose", "when", "where", "why", "which", "how", "is", "are", "was"}
@@ -226,20 +225,15 @@ def write_all(
     model: Model, prompts: Sequence[Prompt], *, seed: int, max_new_tokens: int
 ) -> list[Text]:
     """Write one text to each prompt at the default settings, the number i with `seed` + i."""
-    texts: list[Text] = []
-    rest = iter(prompts)
-    while batch := list(islice(rest, PROMPTS_TOGETHER)):
-        seeds = [seed + len(texts) + number for number in range(len(batch))]
-        written = collect_all(
-            model.engine,
-            model.language,
-            batch,
-            seeds,
-            sampling=Sampling(),
-            max_new_tokens=max_new_tokens,
-        )
-        texts += [text for [text] in written]
-    return texts
+    written = collect_all(
+        model.engine,
+        model.language,
+        prompts,
+        [seed + number for number in range(len(prompts))],
+        sampling=Sampling(),
+        max_new_tokens=max_new_tokens,
+    )
+    return [text for [text] in written]
 
 
 def measure_asked(
