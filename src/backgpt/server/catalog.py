@@ -67,34 +67,21 @@ class Catalog:
 
     def list(self) -> ModelList:
         """Return what is served."""
-        return ModelList(
-            data=[
-                ModelCard(
-                    id=name,
-                    backgpt=ModelDetails(
-                        directions=served.directions,
-                        hints=served.model.takes_hints,
-                        chat=served.model.takes_chat,
-                        block_size=served.model.engine.block_size,
-                        description=served.description,
-                    ),
-                )
-                for name, served in self._models.items()
-            ]
-        )
+        return ModelList(data=[self.card(name) for name in self._models])
 
     def card(self, name: str) -> ModelCard:
         """Return what one model is. Raises ApiError if there is none of that name."""
-        base, _ = self._find(name, None)
-        found = next(card for card in self.list().data if card.id == base)
-        return found.model_copy(update={"id": name})
-
-    def _missing(self, name: str) -> ApiError:
-        return ApiError(
-            404,
-            f"there is no model {name!r} here: choose one of {self.names}",
-            param="model",
-            code="model_not_found",
+        base, model = self._find(name, None)
+        served = self._models[base]
+        return ModelCard(
+            id=name,
+            backgpt=ModelDetails(
+                directions=served.directions,
+                hints=model.takes_hints,
+                chat=model.takes_chat,
+                block_size=model.engine.block_size,
+                description=served.description,
+            ),
         )
 
     def direction_in(self, name: str | None) -> Direction | None:
@@ -113,7 +100,12 @@ class Catalog:
             name, direction = name.removesuffix(f":{way}"), way
         served = self._models.get(name)
         if served is None:
-            raise self._missing(name)
+            raise ApiError(
+                404,
+                f"there is no model {name!r} here: choose one of {self.names}",
+                param="model",
+                code="model_not_found",
+            )
         model = served.model
         if direction is not None and direction != model.direction:
             try:

@@ -7,7 +7,7 @@ before the first of them; only in the mode `reply` the last one is a question, a
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from backgpt.chat import Template
 from backgpt.generate import Text
 from backgpt.language import Prompt
 from backgpt.messages import Message, Role, as_transcript, other_role, take_turns
-from backgpt.rewind import Rewinding
+from backgpt.rewind import Rewinding, Transcript
 from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
 from backgpt.server.channel import Channel, Ended, Part, Wrote
@@ -188,30 +188,22 @@ class _Answer:
         written.texts.append(text)
         if ended.more:
             return None
+        found: Text | Transcript
+        told: Sequence[Message]
         if written.rewinding is None:
-            messages = [SaidMessage(role=self.role, content=text.text)]
-            content, reason, logprob = text.text, text.finish_reason, text.logprob
-            details = ChatDetails(
-                seed=self.seed,
-                logprob=logprob,
-                n_tokens=written.n_tokens,
-                role=self.role,
-                messages=messages,
-                finish_reason=reason,
-            )
+            found, told, content = text, [Message(self.role, text.text)], text.text
         else:
-            transcript = written.rewinding.transcript
-            told = transcript.messages[: len(transcript.messages) - transcript.n_given]
-            messages = [SaidMessage(role=one.role, content=one.text) for one in told]
+            found = written.rewinding.transcript
+            told = found.messages[: len(found.messages) - found.n_given]
             content = as_transcript(told)
-            details = ChatDetails(
-                seed=transcript.seed,
-                logprob=transcript.logprob,
-                n_tokens=written.n_tokens,
-                role=self.role,
-                messages=messages,
-                finish_reason=transcript.finish_reason,
-            )
+        details = ChatDetails(
+            seed=found.seed,
+            logprob=found.logprob,
+            n_tokens=written.n_tokens,
+            role=self.role,
+            messages=[SaidMessage(role=one.role, content=one.text) for one in told],
+            finish_reason=found.finish_reason,
+        )
         return ChatChoice(
             index=ended.index,
             message=SaidMessage(role="assistant", content=content),
