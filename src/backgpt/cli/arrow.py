@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
-from backgpt.cli.given import TextField, check_limit
+from backgpt.cli.given import TextField, check_limit, those_given
 from backgpt.cli.training import load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -66,14 +66,9 @@ def arrow(
     from backgpt.report_text import render_arrow
 
     check_plotting()
-    given: dict[str, Any] = {
-        "preset": preset,
-        "max_steps": max_steps,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "device": device,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
+    flags = those_given(
+        preset=preset, max_steps=max_steps, epochs=epochs, batch_size=batch_size, device=device
+    )
     settings = overridden(read_toml(config) if config else {}, flags)
     name = Path(source).stem
     if out is None and (not name or set(name) & set("*?[")):

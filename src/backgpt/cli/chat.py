@@ -19,6 +19,7 @@ from backgpt.cli.given import (
     open_model,
     sampling_from,
     standard_input,
+    those_given,
 )
 from backgpt.cli.written import print_texts
 from backgpt.errors import UsageError
@@ -82,11 +83,11 @@ def chat(
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if (on_terminal or load is not None) and (as_json or num_samples != 1):
         raise UsageError("--json and --num-samples are for a pipe without --load: leave them out")
-    settings = _given(context=context, turns=turns, max_new_tokens=max_new_tokens, seed=seed)
-    drawing = _given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    settings = those_given(context=context, turns=turns, max_new_tokens=max_new_tokens, seed=seed)
+    drawing = those_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = sampling_from(**drawing)
     if load is not None:
-        session = _saved_session(load, model, device, drawing, _given(mode=mode, **settings))
+        session = _saved_session(load, model, device, drawing, those_given(mode=mode, **settings))
     elif on_terminal:
         from backgpt.session import Session
 
@@ -123,11 +124,6 @@ def load_chat_model(model: str | None, device: str) -> "Model":
             file=sys.stderr,
         )
     return loaded
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """Return those options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_turns(turns: int | None, mode: str) -> None:

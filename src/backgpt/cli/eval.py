@@ -4,7 +4,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -16,6 +16,7 @@ from backgpt.cli.given import (
     Threads,
     check_limit,
     open_model,
+    open_twin,
 )
 from backgpt.errors import UsageError
 
@@ -94,20 +95,16 @@ def evaluate(
         max_new_tokens=max_new_tokens,
     )
     check_plotting()
+    settings: dict[str, Any] = {"engine": engine, "device": device, "threads": threads}
     pairs: list[tuple[Model, Model]] = []
     for number, name in enumerate(models):
-        model = open_model(
-            name, direction="backward", engine=engine, device=device, threads=threads
-        )
+        model = open_model(name, direction="backward", **settings)
         if twin is None:
             if not model.language.told:
                 raise UsageError(f"{name} only runs backward: give its forward twin with --twin")
             pairs.append((model, model.turned()))
         else:
-            forward = open_model(
-                twin[number], direction="forward", engine=engine, device=device, threads=threads
-            )
-            pairs.append((model, forward))
+            pairs.append((model, open_twin(model, twin[number], **settings)))
     texts = [document.text for document in islice(open_source(data, field=field), limit)]
     card = report_card(
         pairs,

@@ -84,8 +84,19 @@ def standard_input() -> str:
     return text.removesuffix("\n")
 
 
-def sampling_from(**given: float | int | None) -> "Sampling":
+def open_twin(model: "Model", twin: str, **settings: Any) -> "Model":
+    """Load the model `twin`, as `open_model`, to run the other way than `model`."""
+    other = "forward" if model.direction == "backward" else "backward"
+    return open_model(twin, direction=other, **settings)
+
+
+def those_given(**options: Any) -> dict[str, Any]:
+    """Return those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def sampling_from(**options: float | int | None) -> "Sampling":
     """Return the sampling of those options that were given."""
     from backgpt.sampling import Sampling
 
-    return Sampling(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return Sampling(**those_given(**options))

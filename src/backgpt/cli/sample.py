@@ -18,6 +18,7 @@ from backgpt.cli.given import (
     TopK,
     TopP,
     open_model,
+    open_twin,
     sampling_from,
 )
 from backgpt.cli.growing import show_growing
@@ -191,7 +192,7 @@ def sample(
     asked = asked.read(loaded)
     if kind == "text" and asked.ending is None and asked.opening is not None and direction is None:
         loaded = _going_on(loaded)
-    other = _open_twin(loaded, twin, settings)
+    other = None if twin is None else open_twin(loaded, twin, **settings)
     write = {"text": _text, "bridge": _bridge, "around": _around, "verse": _verse}[kind]
     if asked.seed is not None:
         write(loaded, other, asked, sampling)
@@ -317,14 +318,6 @@ def _verse(
         seed=asked.seed,
     )
     print_texts(map(record_of_verse, verses), as_json=asked.as_json)
-
-
-def _open_twin(model: "Model", twin: str | None, settings: dict[str, Any]) -> "Model | None":
-    """Load the model that runs the other way, if one is given."""
-    if twin is None:
-        return None
-    other = "forward" if model.direction == "backward" else "backward"
-    return open_model(twin, direction=other, **settings)
 
 
 def _hints(

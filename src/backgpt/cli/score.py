@@ -19,6 +19,7 @@ from backgpt.cli.given import (
     Threads,
     check_limit,
     open_model,
+    open_twin,
     standard_input,
 )
 from backgpt.errors import UsageError
@@ -187,8 +188,7 @@ def _models(
     if own_twin:
         models.append(loaded.turned())
     elif twin is not None:
-        other = "forward" if loaded.direction == "backward" else "backward"
-        models.append(open_model(twin, direction=other, **settings))
+        models.append(open_twin(loaded, twin, **settings))
         check_twins(*models)
     return sorted(models, key=lambda one: one.direction)
 

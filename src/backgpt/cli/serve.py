@@ -186,7 +186,7 @@ def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Cat
             name = Path(path).resolve().name
         if name in models:
             raise UsageError(f"two models are called {name}: call one of them NAME=MODEL")
-        loaded = open_model(path, engine=None, device=device, **_threads(threads))
+        loaded = open_model(path, engine=None, device=device, threads=threads)
         card = read_card(folder_of(builtin.find(path)) / CARD)
         models[name] = Served(loaded, card.description if card else "")
     if not models:
@@ -198,10 +198,6 @@ def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Cat
         completions=builtin.DEFAULT if builtin.DEFAULT in models else first,
         chat=CHAT_MODEL if CHAT_MODEL in models else chat,
     )
-
-
-def _threads(threads: int | None) -> dict[str, int]:
-    return {} if threads is None else {"threads": threads}
 
 
 def _api_key(file: Path | None) -> str | None:
