@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from backgpt.generate import Text, collect, collect_all
 from backgpt.language import Language, Prompt
-from backgpt.order import ModelIds
+from backgpt.order import ModelIds, joined
 from backgpt.sampling import Sampling
 from backgpt.score import Runner
 
@@ -86,8 +84,7 @@ def _prompt_after(left: Text, backward: Language, forward: Language) -> Prompt:
     written = backward.order.to_reading(left.ids)
     given = left.given[:-1] if prompt.begins_word else left.given
     phrase = backward.tokenizer.encode_fragment(given)
-    ids = np.concatenate((prompt.ids[: prompt.n_first], written, phrase))
-    return replace(prompt, ids=ModelIds(ids.astype(np.int64)))
+    return replace(prompt, ids=ModelIds(joined(prompt.ids[: prompt.n_first], written, phrase)))
 
 
 def _first_complete(texts: list[Text]) -> Text:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from backgpt.errors import DataError
 from backgpt.hints import draw_hints
 from backgpt.language import Language
-from backgpt.order import IdArray, ModelIds, Order, ReadingIds
+from backgpt.order import IdArray, ModelIds, Order, ReadingIds, joined
 from backgpt.shards import Shard
 
 IGNORE = -100  # a target that is not scored: torch's own default
@@ -150,7 +150,7 @@ class Windows:
     def sequence(self, index: int) -> ModelIds:
         """Return window `index` in model order, (T,): what comes first, a context id, targets."""
         language, ids, _ = self._window(index)
-        return ModelIds(np.concatenate((language.lead, ids)))
+        return ModelIds(joined(language.lead, ids))
 
     def batch(self, indices: Int64s, *, hints: float = 0.0, seed: Sequence[int] = ()) -> Batch:
         """Return the windows `indices`, one a row, padded on the right.
@@ -171,10 +171,10 @@ class Windows:
             random = np.random.default_rng([*seed, index])
             if random.random() < hints:
                 drawn = draw_hints(language.tokenizer.decode(text_ids), random)
-                hinted = np.concatenate((language.lead, language.hint_ids(drawn)))
+                hinted = joined(language.lead, language.hint_ids(drawn))
                 fits = len(hinted) + len(ids) <= self._block_size + 1
                 first = hinted if fits else first
-        return np.concatenate((first, ids[:1])), np.asarray(ids[1:])
+        return joined(first, ids[:1]), np.asarray(ids[1:])
 
     def _window(self, index: int) -> tuple[Language, ModelIds, ReadingIds | None]:
         """Return a window's language, its ids, and the whole document's if it is all of one."""

@@ -14,7 +14,7 @@ from backgpt.chat import Exchange, Template
 from backgpt.datasets.records import Conversation
 from backgpt.errors import DataError
 from backgpt.language import Language
-from backgpt.order import ModelIds
+from backgpt.order import ModelIds, joined
 
 
 class Dialogues:
@@ -91,7 +91,7 @@ class Dialogues:
     def sequence(self, index: int) -> ModelIds:
         """Return row `index`, (T,): what is given, then what is written."""
         row = self._rows[index]
-        return ModelIds(np.concatenate((row.given, row.written)))
+        return ModelIds(joined(row.given, row.written))
 
     def batch(self, indices: Int64s, *, hints: float = 0.0, seed: Sequence[int] = ()) -> Batch:
         """Return the rows `indices`, padded on the right; no indices give one row of padding.

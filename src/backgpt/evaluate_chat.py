@@ -22,7 +22,7 @@ from backgpt.generate import Text, collect_all
 from backgpt.hints import content_words, words_of
 from backgpt.language import Prompt, Row
 from backgpt.messages import Message, bytes_of
-from backgpt.order import ModelIds, ReadingIds
+from backgpt.order import ModelIds, ReadingIds, joined
 from backgpt.rewind import Transcript
 from backgpt.sampling import Sampling, softmax
 from backgpt.score import bits_per_byte, sums_written
@@ -118,8 +118,8 @@ def measure_whole(model: Model, conversations: Sequence[Conversation]) -> ChatLo
 
     def row(conversation: Conversation) -> _Scored:
         turns = template.turns(conversation.messages)
-        ids = order.to_model(ReadingIds(np.concatenate(([start], turns, [end]))))
-        whole = ModelIds(np.concatenate((model.language.lead, ids)))
+        ids = order.to_model(ReadingIds(joined([start], turns, [end])))
+        whole = joined(model.language.lead, ids)
         row = ModelIds(whole[:first]), ModelIds(whole[first:])
         return _Scored(row, bytes_of(conversation.messages))
 
@@ -145,8 +145,7 @@ def _row_of(model: Model, mode: Mode, conversation: Conversation) -> _Scored:
         prompt = template.before([second], context=conversation.context)
         return _Scored((prompt.ids, template.written(prompt, first.text)), bytes_of([first]))
     prompt = template.before([last], context=conversation.context)
-    start = ReadingIds(np.array([model.tokenizer.start_id]))
-    reading = ReadingIds(np.concatenate((start, template.turns(before))))
+    reading = ReadingIds(joined([model.tokenizer.start_id], template.turns(before)))
     row = prompt.ids, model.language.order.to_model(reading)
     return _Scored(row, bytes_of(before))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from backgpt.engine import Engine
 from backgpt.language import Language, Prompt
-from backgpt.order import ModelIds, ReadingIds
+from backgpt.order import ModelIds, ReadingIds, joined
 from backgpt.running import Drawn, Job, Running, room_for
 from backgpt.sampling import Sampling
 from backgpt.stop_strings import StopStrings
@@ -281,5 +281,4 @@ class Drawing:
 
 def in_model_order(language: Language, prompt: Prompt, text: Text) -> str:
     """Return the text as the model wrote it: `end. The again. friends became They …`."""
-    ids = np.concatenate((prompt.ids, text.ids))
-    return language.tokenizer.decode(ReadingIds(ids))
+    return language.tokenizer.decode(ReadingIds(joined(prompt.ids, text.ids)))

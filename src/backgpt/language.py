@@ -23,6 +23,7 @@ from backgpt.order import (
     ReadingIds,
     RightwardDecoder,
     Unit,
+    joined,
     reversed_words,
 )
 from backgpt.tokenizer import Tokenizer
@@ -125,13 +126,13 @@ class Language:
     def hint_ids(self, hints: Hints) -> npt.NDArray[np.int64]:
         """Return what a row begins with to give `hints`, (T,) int64; they are never scored."""
         parts = [self.hint(kind, text) for kind, text in hints.texts()]
-        return np.concatenate((self.lead[:0], *parts))
+        return joined((), *parts)
 
     def hint(self, kind: Kind, text: str, *, most: int | None = None) -> npt.NDArray[np.int64]:
         """Return one hint, (T,) int64; of a text of more than `most` ids the end is left out."""
         control = [self.tokenizer.control_id(token) for token in ("<|hint|>", f"<|{kind}|>")]
         ids = ReadingIds(self.tokenizer.encode(text)[:most])
-        return np.concatenate((control, self.order.to_model(ids))).astype(np.int64)
+        return joined(control, self.order.to_model(ids))
 
     def prompt(self, text: str, *, at_edge: bool, hints: Hints = NO_HINTS) -> Prompt:
         """Return the prompt for a given `text`: an ending, or an opening for a forward model.
@@ -152,10 +153,10 @@ class Language:
             ids = self.order.to_model(self.tokenizer.encode(text[:-1] if begins_word else text))
         start, end = ((id_,) if id_ is not None else () for id_ in self.tokenizer.marker_ids)
         marker, edge = (end, start) if backward else (start, end)
-        first = np.concatenate((self.lead, self.hint_ids(hints), marker if at_edge else ()))
+        first = joined(self.lead, self.hint_ids(hints), marker if at_edge else ())
         return Prompt(
             text=text,
-            ids=ModelIds(np.concatenate((first, ids)).astype(np.int64)),
+            ids=ModelIds(joined(first, ids)),
             n_first=len(first),
             joins_on=joins_on,
             begins_word=begins_word,
@@ -188,6 +189,5 @@ class Language:
         given, written = (after, before) if backward else (before, after)
         to_model = self.order.to_model
         edge = self.markers[1:] if to_the_edge else ()
-        first = np.concatenate((self.lead, self.markers[:1], to_model(given)))
-        last = np.concatenate((to_model(written), edge))
-        return ModelIds(first.astype(np.int64)), ModelIds(last.astype(np.int64))
+        first = joined(self.lead, self.markers[:1], to_model(given))
+        return ModelIds(first), ModelIds(joined(to_model(written), edge))

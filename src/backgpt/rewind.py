@@ -10,15 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from backgpt.chat import Template
 from backgpt.checks import whole
 from backgpt.engine import Engine
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
 from backgpt.messages import Message, Role, other_role
-from backgpt.order import ModelIds
+from backgpt.order import ModelIds, joined
 from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.slices import finished
@@ -165,7 +163,7 @@ class Rewinding:
             return
         at_start = not len(text.ids)  # only there may a message end before it has begun
         stops = prompt.stops.at_once if at_start else prompt.stops.later
-        self._ids = ModelIds(np.concatenate((self._ids, text.ids, stops)))
+        self._ids = ModelIds(joined(self._ids, text.ids, stops))
         self._logprob += text.logprob
         self.turn += 1
         if at_start:

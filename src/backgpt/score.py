@@ -27,7 +27,7 @@ from backgpt.engine import Engine
 from backgpt.engine.beginnings import cut_by_beginning
 from backgpt.errors import NO_NUMBERS, BackgptError, UsageError
 from backgpt.language import Language, Row
-from backgpt.order import ModelIds, ReadingIds, RightwardDecoder
+from backgpt.order import ModelIds, ReadingIds, RightwardDecoder, joined
 from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
@@ -206,7 +206,7 @@ def score_in_slices(
 
     def model_ids(index: int) -> ModelIds:
         parts = (order.to_model(ReadingIds(ids[index])) for ids in (given, scored))
-        return ModelIds(np.concatenate((language.lead, *parts)))
+        return ModelIds(joined(language.lead, *parts))
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
     batches = cut_by_length(np.arange(len(pieces)), widths, budget=together)

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from backgpt.checks import check_text
 from backgpt.errors import ConfigError, CorruptFileError, DataError, UsageError
 from backgpt.files import write_whole
-from backgpt.order import AddedSpaces, Direction, Order, ReadingIds, Unit
+from backgpt.order import AddedSpaces, Direction, Order, ReadingIds, Unit, joined
 from backgpt.shape import MAX_VOCAB_SIZE
 
 PAD, START, END = "<|pad|>", "<|start|>", "<|end|>"
@@ -180,8 +180,7 @@ class Tokenizer:
 
     def mark(self, ids: ReadingIds) -> ReadingIds:
         """Return the ids of a document, (T,), between its markers: (T + 2,) int64."""
-        marked = np.concatenate(([self.start_id], ids, [self.end_id]))
-        return ReadingIds(marked.astype(np.int64))
+        return ReadingIds(joined([self.start_id], ids, [self.end_id]))
 
     def order(self, direction: Direction, unit: Unit) -> Order:
         """Return the order in which a model of `direction` and `unit` meets these ids."""

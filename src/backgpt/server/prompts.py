@@ -18,7 +18,7 @@ from backgpt.api import Model
 from backgpt.bridge import check_given, room_for_middle
 from backgpt.hints import Hints
 from backgpt.language import Prompt
-from backgpt.order import ModelIds, ReadingIds
+from backgpt.order import ModelIds, ReadingIds, joined
 from backgpt.server.failures import TOO_LONG, ApiError
 from backgpt.server.schema import CompletionRequest
 
@@ -177,7 +177,7 @@ def _given_ids(asked: CompletionRequest, model: Model, ids: Sequence[int]) -> Gi
         given,
         prompt=replace(
             prompt,
-            ids=ModelIds(np.concatenate(parts).astype(np.int64)),
+            ids=ModelIds(joined(*parts)),
             joins_on=not text_ids if forward else own_edge,
             begins_word=False,
         ),
