@@ -196,14 +196,12 @@ class Model:
         check_given(opening, ending)
         other = self._twin(twin)
         room = room_for_middle(self, other, opening, ending)
-        texts = collect(
-            self.engine,
-            self.language,
+        texts = self._collected(
             self.bridge_prompt(opening, ending, words=words, length=length),
-            n=whole("n", n, least=1),
-            sampling=sampling or Sampling(),
+            n=n,
             max_new_tokens=room if max_new_tokens is None else min(room, max_new_tokens),
-            seed=_seed(seed),
+            sampling=sampling,
+            seed=seed,
         )
         far = opening if self.direction == "backward" else ending
         hints = Hints(words=tuple(words), length=length)
@@ -324,7 +322,7 @@ class Model:
         if messages and messages[0].role != "assistant":
             raise UsageError("the first message is what is asked for: give an assistant's answer")
         prompt = self._template.before(messages, context=context)
-        return self._messages(
+        return self._collected(
             prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
         )
 
@@ -346,7 +344,7 @@ class Model:
         check_text("context", context)
         check_text("question", question)
         prompt = self._template.reply(question, context=context)
-        return self._messages(
+        return self._collected(
             prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
         )
 
@@ -399,9 +397,7 @@ class Model:
         cannot be told.
         """
         prompt = self.alternatives_prompt(ending, words=words, length=length, continues=continues)
-        return finished(
-            find_alternatives(self.engine, self.language, prompt, whole("n", n, least=1))
-        )
+        return finished(find_alternatives(self.engine, self.language, prompt, n))
 
     def score(self, text: str, *, overlap: int = 0) -> Score:
         """Return how likely the model finds `text` as a whole document.
@@ -451,7 +447,7 @@ class Model:
     def _template(self) -> Template:
         return Template(self.language)
 
-    def _messages(
+    def _collected(
         self,
         prompt: Prompt,
         *,
@@ -459,14 +455,14 @@ class Model:
         max_new_tokens: int | None,
         sampling: Sampling | None,
         seed: int | None,
-        stop: Sequence[str],
+        stop: Sequence[str] = (),
     ) -> list[Text]:
-        """Write `n` messages that a prompt of the chat template asks for."""
+        """Write `n` texts from a prompt."""
         return collect(
             self.engine,
             self.language,
             prompt,
-            n=whole("n", n, least=1),
+            n=n,
             sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
             seed=_seed(seed),
