@@ -39,9 +39,8 @@ from backgpt.parts import (
     no_training_text,
     shard_name,
 )
-from backgpt.shape import MAX_VOCAB_SIZE
 from backgpt.shards import TOKENIZER_FILE, open_dataset
-from backgpt.tokenizer import MIN_VOCAB_SIZE, Tokenizer
+from backgpt.tokenizer import Tokenizer, check_vocab_size
 
 DATASET_FILE = "dataset.json"
 FORMAT = 1
@@ -337,10 +336,7 @@ def _check_settings(
 ) -> None:
     if not sources:
         raise ConfigError("no source of text: give a file, a folder, or the name of a dataset")
-    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-        raise ConfigError(
-            f"vocab_size = {vocab_size}: choose from {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
-        )
+    check_vocab_size(vocab_size)
     if not 0 <= valid_fraction < 1:
         raise ConfigError(f"valid_fraction = {valid_fraction}: choose from 0 to below 1")
     if workers is not None and workers < 1:

@@ -101,11 +101,7 @@ class Tokenizer:
 
         Raises ConfigError if `vocab_size` has no room for the bytes or does not fit uint16.
         """
-        if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
-            raise ConfigError(
-                f"vocab_size = {vocab_size}: choose from {MIN_VOCAB_SIZE} (bytes and control ids) "
-                f"to {MAX_VOCAB_SIZE} (ids are stored in 16 bits)"
-            )
+        check_vocab_size(vocab_size)
         hf = _untrained()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -266,6 +262,14 @@ class Tokenizer:
             raise
         dtype = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
         return [ReadingIds(np.array(e.ids, dtype=dtype)) for e in encodings]
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise ConfigError unless there is room for bytes and control ids, and ids fit 16 bits."""
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ConfigError(
+            f"vocab_size = {vocab_size}: choose from {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
+        )
 
 
 def joins_left(text: str) -> bool:
