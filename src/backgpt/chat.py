@@ -115,10 +115,10 @@ class Template:
         """
         ends = np.flatnonzero(ids == self._end_id)
         reading = self.language.order.to_reading(ModelIds(ids[ends[0] + 1 :] if len(ends) else ids))
-        tags = {self.tag(role): role for role in ROLES}
+        tags, decode = {self.tag(role): role for role in ROLES}, self.language.tokenizer.decode
         starts = [place for place, id_ in enumerate(map(int, reading)) if id_ in tags]
         return [
-            Message(tags[int(reading[first])], self._decoded(reading[first + 1 : stop]))
+            Message(tags[int(reading[first])], decode(ReadingIds(reading[first + 1 : stop])))
             for first, stop in pairwise([*starts, len(reading)])
         ]
 
@@ -221,9 +221,6 @@ class Template:
             n_bytes=n_bytes,
             shortened=shortened,
         )
-
-    def _decoded(self, ids: IdArray) -> str:
-        return self.language.tokenizer.decode(ReadingIds(ids))
 
     def _ids(self, reading: Sequence[int], context: str, question: str = "") -> ModelIds:
         given: tuple[tuple[Kind, str], ...] = (("context", context), ("question", question))

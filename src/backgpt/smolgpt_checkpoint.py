@@ -109,15 +109,15 @@ def check_kind(path: Path) -> None:
 
 
 def _config(path: Path, arguments: Mapping[str, Any]) -> ModelConfig:
-    sizes = {ours: arguments.get(theirs) for theirs, ours in SIZES.items()}
+    sizes: dict[str, Any] = {ours: arguments.get(theirs) for theirs, ours in SIZES.items()}
     for theirs, ours in SIZES.items():
-        if type(sizes[ours]) is not int or arguments[theirs] < 1:
+        if type(sizes[ours]) is not int or sizes[ours] < 1:
             raise DataError(f"{path}: {theirs} = {sizes[ours]!r} in model_args: it must be a size")
-    width, n_head = arguments["n_embed"], arguments["n_head"]
+    width, n_head = sizes["n_embd"], sizes["n_head"]
     if width % n_head:
         raise DataError(f"{path}: n_embed = {width} is not a multiple of n_head = {n_head}")
     return ModelConfig(
-        **{ours: arguments[theirs] for theirs, ours in SIZES.items()},
+        **sizes,
         n_kv_head=n_head,
         head_dim=width // n_head,
         intermediate_size=int(2 * (4 * width) / 3),

@@ -54,9 +54,6 @@ class Wanted(ABC):
 
     def take(self, id_: int) -> None:
         """Take the id that was drawn."""
-        self._follow(id_)
-
-    def _follow(self, id_: int) -> None:
         data, starts = self._bytes[id_], bool(self._starts_group[id_])
         if self._leftward:
             self._group = data + self._group
@@ -111,7 +108,7 @@ class WantedWords(Wanted):
         begun = [*self._begun, *((one, 0) for one in self._beginnings)]
         begun = [(one, n + 1) for one, n in begun if one[n][0] == id_]
         self._begun = [(one, n) for one, n in begun if n < len(one)]
-        self._follow(id_)
+        super().take(id_)
         self._beginnings = self._may_begin()
 
     def _may_begin(self) -> list[_Spelling]:
