@@ -214,7 +214,7 @@ def test_with_a_gpu_the_device_auto_is_torch_on_it(
 ) -> None:
     chosen = []
 
-    def choose(name: str, _: object) -> torch.device:
+    def choose(name: str) -> torch.device:
         chosen.append(name)
         return torch.device("cpu")
 

@@ -33,7 +33,7 @@ from backgpt.run import Reporter
 from backgpt.run_folder import SETTINGS, check_same_run
 from backgpt.score import Score, score_ids
 from backgpt.shards import Dataset, open_dataset
-from backgpt.train import ALONE, train
+from backgpt.train import train
 
 DATA, FLIPPED = "data", "flipped"
 CONTROL_TEXTS, CONTROL_SEED = 20_000, 0
@@ -154,7 +154,7 @@ def _check(config: TrainConfig, job: ArrowJob) -> None:
     if job.flip and (config.unit != "token" or config.hints):
         raise ConfigError("flipped texts are for unit = token without hints: leave out both")
     config.shape(job.vocab_size)
-    choose_device(config.device, ALONE)
+    choose_device(config.device)
     check_same_run(config)
     file = config.out / SETTINGS
     before = build(TrainConfig, read_toml(file), origin=str(file)) if file.is_file() else config

@@ -34,7 +34,10 @@ class Ranks:
         return self.rank == 0
 
 
-def choose_device(name: str, ranks: Ranks) -> torch.device:
+ALONE = Ranks()
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """Return the device called `name`; "auto" is CUDA where there is one, each rank its own.
 
     Raises UsageError if the device does not exist.

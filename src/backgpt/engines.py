@@ -105,32 +105,30 @@ def _engine_of_family(
     if folder.family == "transformers":
         assert folder.path is not None  # it was read from there
         with needs_extra("hf", "a model that runs in transformers"):
-            from backgpt.devices import Ranks, choose_device
+            from backgpt.devices import choose_device
             from backgpt.engine.transformers_engine import TransformersEngine
         return TransformersEngine(
             folder.path,
             vocab_size=folder.config.vocab_size,
             block_size=folder.config.block_size,
-            device=choose_device(device, Ranks()),
+            device=choose_device(device),
             dtype=dtype,
         )
     with needs_extra("train", "a smolGPT model"):
-        from backgpt.devices import Ranks, choose_device
+        from backgpt.devices import choose_device
         from backgpt.engine.smolgpt_engine import SmolGpt
         from backgpt.engine.torch_engine import TorchEngine
     if dtype == "bfloat16":
         raise UsageError("a smolGPT model runs in float32: leave dtype out")
-    return TorchEngine(
-        SmolGpt(folder.config, folder.weights), device=choose_device(device, Ranks())
-    )
+    return TorchEngine(SmolGpt(folder.config, folder.weights), device=choose_device(device))
 
 
 def _torch_engine(folder: ModelFolder, device: str) -> Engine:
     with needs_extra("train", "running a model without the native engine"):
-        from backgpt.devices import Ranks, choose_device
+        from backgpt.devices import choose_device
         from backgpt.engine.torch_engine import TorchEngine
         from backgpt.model import Transformer
 
     model = Transformer(folder.config)
     model.load_arrays(dequantized(folder.weights) if folder.storage == "int8" else folder.weights)
-    return TorchEngine(model, device=choose_device(device, Ranks()))
+    return TorchEngine(model, device=choose_device(device))

@@ -13,13 +13,11 @@ from threading import Thread
 from types import FrameType
 
 from backgpt.config import TrainConfig
-from backgpt.devices import Ranks, any_rank
+from backgpt.devices import ALONE, Ranks, any_rank
 from backgpt.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, StoppedError
 from backgpt.files import held
 from backgpt.optim import clip_gradients, schedule
 from backgpt.run import Reporter, Run, RunResult
-
-ALONE = Ranks()
 
 
 def train(config: TrainConfig, *, report: Reporter, ranks: Ranks = ALONE) -> RunResult:
