@@ -286,7 +286,7 @@ class Transformer(nn.Module):
     def hidden(self, ids: Tensor) -> Tensor:
         """Return the normed stream (B, T, C) from which logits are made, for `ids` (B, T)."""
         length = ids.shape[1]
-        self._check_length(length)
+        check_length(length, self.config)
         cos, sin = self.cos[:length, None], self.sin[:length, None]
         return self.apply_layers(ids, cos, sin, lambda layer: kernels.causal_attention)
 
@@ -298,7 +298,7 @@ class Transformer(nn.Module):
         """
         ids = ids.to(cache.keys.device)
         count = ids.shape[1]
-        self._check_length(max(cache.lengths[row] for row in rows) + count)
+        check_length(max(cache.lengths[row] for row in rows) + count, self.config)
         reading = Reading(cache, rows, count)
         cos, sin = self.cos[reading.positions, None], self.sin[reading.positions, None]
         hidden = self.apply_layers(ids, cos, sin, reading.layer)
@@ -343,12 +343,13 @@ class Transformer(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return kernels.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def _check_length(self, length: int) -> None:
-        if length > self.config.block_size:
-            raise UsageError(
-                f"a row of {length} ids is longer than block_size = {self.config.block_size}: "
-                "shorten it"
-            )
+
+def check_length(length: int, config: ModelConfig) -> None:
+    """Raise UsageError for a row of more ids than a model reads."""
+    if length > config.block_size:
+        raise UsageError(
+            f"a row of {length} ids is longer than block_size = {config.block_size}: shorten it"
+        )
 
 
 def _rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:

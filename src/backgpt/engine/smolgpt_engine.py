@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from backgpt import kernels
 from backgpt.batches import IGNORE
-from backgpt.errors import UsageError
-from backgpt.model import Attend, Cache, Reading
+from backgpt.model import Attend, Cache, Reading, check_length
 from backgpt.shape import ModelConfig, check_shapes
 
 EMBEDDING, POSITIONS, LAST_NORM = (f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f"))
@@ -47,12 +46,7 @@ class SmolGpt(nn.Module):
 
     def extend(self, ids: Tensor, cache: Cache, rows: list[int]) -> Tensor:
         """Append `ids` (B, T) to the B `rows` of `cache`; see `Transformer.extend`."""
-        length = max(cache.lengths[row] for row in rows) + ids.shape[1]
-        if length > self.config.block_size:
-            raise UsageError(
-                f"a row of {length} ids is longer than block_size = {self.config.block_size}: "
-                "shorten it"
-            )
+        check_length(max(cache.lengths[row] for row in rows) + ids.shape[1], self.config)
         reading = Reading(cache, rows, ids.shape[1])
         ids = ids.to(cache.keys.device)
         hidden = self._apply_layers(ids, reading.positions, reading.layer)
