@@ -97,6 +97,7 @@ FLOORS = {
         "report_card",
         "arrow",
         "export",
+        "export_chat",
         "export_text",
         "export_gguf",
         "export_onnx",

@@ -17,7 +17,8 @@ from backgpt import __version__
 from backgpt.builtin import DEFAULT, find
 from backgpt.card import CARD, Card, read_card
 from backgpt.errors import CorruptFileError, UsageError, printable
-from backgpt.export_text import CHAT_TEMPLATE, chat_template, readme
+from backgpt.export_chat import CHAT_TEMPLATE, chat_template
+from backgpt.export_text import readme
 from backgpt.manifest import MANIFEST, read_json
 from backgpt.model_folder import (
     README,

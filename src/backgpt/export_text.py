@@ -1,7 +1,7 @@
-"""What an exported folder says in words: its README.md, and its chat template.
+"""What an exported folder says in words: its README.md.
 
-Both are for people who have `transformers` and nothing of this project: the Python in the README
-runs as it stands, and a test runs it. Its JavaScript is for transformers.js.
+It is for people who have `transformers` and nothing of this project: its Python runs as it stands,
+and a test runs it. Its JavaScript is for transformers.js.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,6 @@ from backgpt.model_folder import ModelFolder
 from backgpt.order import Directions, Unit
 from backgpt.quantize import count_parameters
 from backgpt.sampling import Sampling
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 WHITE_SPACE_NAMES = "ĠĊĉčċČ"
 """What stands in a token's name for the bytes that begin a word."""
@@ -147,90 +145,6 @@ def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = Fal
         "are float32; where the card speaks of int8, they are those rows times their scales.",
     ]
     return "\n".join(lines) + "\n" + about
-
-
-def chat_template(direction: Directions) -> str:
-    """Return the Jinja template of a chat model, which renders conversations in reading order.
-
-    The `{% generation %}` marks hold what the model writes of a conversation, as it was trained:
-    all but the message that it meets first.
-    """
-    if direction == "forward":
-        return _CHECK + _forward_chat("")
-    if direction == "backward":
-        return _CHECK + _backward_chat("")
-    return (
-        _CHECK
-        + "{%- if direction | default('backward') == 'forward' -%}\n"
-        + _forward_chat("<|forward|>")
-        + "{%- else -%}\n"
-        + _backward_chat("<|backward|>")
-        + "{%- endif -%}\n"
-    )
-
-
-_CHECK = """\
-{%- for message in messages -%}
-{%- if message.role not in ['user', 'assistant', 'system'] -%}
-{{- raise_exception('role = ' + message.role + ': it must be user, assistant or system') -}}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-
-_CLEANED = r" | replace('\r\n', '\n') | trim"
-_SAID = "{{- '<|' + message.role + '|>' + message.content" + _CLEANED + " -}}"
-
-
-def _backward_chat(lead: str) -> str:
-    """Return the template for the way back: the last message is met first."""
-    return f"""\
-{{#- Reading order: turn the ids around, all of them, before the model reads them. -#}}
-{{%- set last = messages[-1:] -%}}
-{{%- if add_generation_prompt -%}}
-{{%- set last = messages -%}}
-{{%- elif messages | length > 1 -%}}
-{{%- generation -%}}
-{{{{- '<|start|>' -}}}}
-{{%- for message in messages[:-1] -%}}
-{_SAID}
-{{%- endfor -%}}
-{{%- endgeneration -%}}
-{{%- else -%}}
-{{{{- '<|start|>' -}}}}
-{{%- endif -%}}
-{{%- for message in last -%}}
-{_SAID}
-{{%- endfor -%}}
-{{{{- '<|end|>{lead}' -}}}}
-"""
-
-
-def _forward_chat(lead: str) -> str:
-    """Return the template for the way forward: the first message is met first."""
-    return f"""\
-{{{{- '{lead}<|start|>' -}}}}
-{{%- for message in messages[:1] -%}}
-{_SAID}
-{{%- endfor -%}}
-{{%- if messages | length > 1 -%}}
-{{{{- '<|' + messages[1].role + '|>' -}}}}
-{{%- generation -%}}
-{{{{- messages[1].content{_CLEANED} -}}}}
-{{%- for message in messages[2:] -%}}
-{_SAID}
-{{%- endfor -%}}
-{{%- if not add_generation_prompt -%}}
-{{{{- '<|end|>' -}}}}
-{{%- endif -%}}
-{{%- endgeneration -%}}
-{{%- elif not add_generation_prompt -%}}
-{{{{- '<|end|>' -}}}}
-{{%- endif -%}}
-{{%- if add_generation_prompt -%}}
-{{{{- '<|assistant|>' -}}}}
-{{%- endif -%}}
-"""
 
 
 def _order(model: ModelFolder) -> Iterator[str]:
