@@ -35,6 +35,7 @@ FLOORS = {
         "shards",
         "parts",
         "prepare",
+        "prepared",
         "controls",
         "rhymes",
     },

@@ -16,7 +16,8 @@ from backgpt.datasets import StreamedDocument, TextStream, find_source, sample
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import OFFICIAL_VALID
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
-from backgpt.prepare import PrepareReport, peek, prepare
+from backgpt.prepare import prepare
+from backgpt.prepared import PrepareReport, peek
 from backgpt.shards import Shard, open_dataset
 from backgpt.tokenizer import Tokenizer
 

@@ -33,7 +33,8 @@ from backgpt.errors import (
 )
 from backgpt.files import held
 from backgpt.model_folder import BEST, LATEST, pointed, read_model
-from backgpt.prepare import prepare, sources_of
+from backgpt.prepare import prepare
+from backgpt.prepared import sources_of
 from backgpt.run import Run
 from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train

@@ -22,28 +22,18 @@ import numpy as np
 from backgpt.datasets import Split, StreamedDocument, TextStream
 from backgpt.errors import BackgptError, CorruptFileError, DataError
 from backgpt.order import ReadingIds
+from backgpt.prepared import SPLITS, SplitCounts, shard_name
 from backgpt.shards import TOKENIZER_FILE, ShardWriter, open_shard
 from backgpt.tokenizer import Tokenizer
 
 CHUNK_BYTES = 4 << 20
 """Text per worker task."""
 SHARD_TOKENS = 100_000_000
-SPLITS: tuple[Split, Split] = ("train", "valid")
 
 _BATCH_BYTES = 1 << 19  # text encoded at once: encodings take about 25 times as much memory
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, bytes done, bytes in all)."""
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """How much is in the training or the validation shards."""
-
-    documents: int
-    tokens: int
-    text_bytes: int
-    shards: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +153,6 @@ def _work(chunk: _Chunk) -> int:
     assert _worker is not None
     _write_parts(chunk, _worker.work, _worker.tokenizer)
     return chunk.file_bytes
-
-
-def shard_name(split: Split, number: int) -> str:
-    """Return the file name of a finished shard."""
-    return f"{split}-{number:05d}.bin"
 
 
 def _part(work: Path, index: int, split: Split) -> Path:

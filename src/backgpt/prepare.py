@@ -11,13 +11,12 @@ A part is a shard: it is there whole or not at all, so the parts themselves are 
 in which part follows from the sources alone, never from the number of workers.
 """
 
-import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,23 +25,22 @@ from backgpt.datasets import Source, Split, StreamedDocument, TextStream, find_s
 from backgpt.datasets.files import kind_of
 from backgpt.datasets.hub import HUB_FILES
 from backgpt.datasets.sources import BUILTIN, OFFICIAL_VALID
-from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError
-from backgpt.files import held, write_whole
-from backgpt.parts import (
-    CHUNK_BYTES,
-    SHARD_TOKENS,
-    SPLITS,
-    Progress,
+from backgpt.errors import BackgptError, ConfigError, DataError
+from backgpt.files import held
+from backgpt.parts import CHUNK_BYTES, SHARD_TOKENS, Progress, encode, merge, no_training_text
+from backgpt.prepared import (
+    DATASET_FILE,
+    PrepareReport,
     SplitCounts,
-    encode,
-    merge,
-    no_training_text,
-    shard_name,
+    made_files,
+    read_object,
+    read_report,
+    write_object,
+    write_report,
 )
 from backgpt.shards import TOKENIZER_FILE, open_dataset
 from backgpt.tokenizer import Tokenizer, check_vocab_size
 
-DATASET_FILE = "dataset.json"
 FORMAT = 1
 LONG_BYTES = 30_000  # of a document: some 8,000 ids
 SAMPLE_BYTES = 64 << 20
@@ -51,24 +49,6 @@ SAMPLE_BYTES = 64 << 20
 _WORK = ".work"
 _JOB_FILE = "job.json"
 _NOT_SAID = object()
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What `prepare` made, or found already made (`reused`)."""
-
-    out: Path
-    vocab_size: int
-    tokenizer_sha256: str
-    train: SplitCounts
-    valid: SplitCounts
-    empty: int
-    duplicates: int
-    also_in_valid: int
-    """Training documents dropped because a given validation set has them."""
-    notes: tuple[str, ...]
-    """What the user should know, a sentence each."""
-    reused: bool = False
 
 
 def prepare(
@@ -132,14 +112,14 @@ def prepare(
         )
         counts = merge(work, out, n_chunks, trained, shard_tokens=shard_tokens, progress=tell)
         made = _report(out, trained, counts, read, wanted=vocab_size if given is None else 0)
-        _write_report(out, job, made)
+        write_report(job, made)
         shutil.rmtree(work, ignore_errors=True)
         return made
 
     try:
         if _is_finished(out, job):
             shutil.rmtree(out / _WORK, ignore_errors=True)
-            return _read_report(out)
+            return read_report(out)
         with held(out), _forgotten_if_nothing_was_encoded(out):
             return make(_open_work(out, job))
     except OSError as error:
@@ -147,34 +127,6 @@ def prepare(
             f"cannot write to {out}: {error.strerror or error}; "
             "free space or permit it, then run again to go on"
         ) from None
-
-
-@dataclass(frozen=True, eq=False)
-class PeekedDocument:
-    """A document as it lies in the shards and as a model meets it, markers left out."""
-
-    text: str
-    reading: tuple[str, ...]
-    """The text of each id, in reading order."""
-    model: tuple[str, ...]
-    """The same in model order."""
-
-
-def peek(out: Path, n: int) -> list[PeekedDocument]:
-    """Return up to `n` training documents, spread over the first shard of the dataset at `out`."""
-    dataset = open_dataset(out, verify=False)
-    tokenizer, shard = dataset.tokenizer, dataset.train[0]
-    order = tokenizer.order("backward", "token")
-
-    def pieces(ids: Any) -> tuple[str, ...]:
-        return tuple(tokenizer.token_bytes[i].decode("utf-8", errors="replace") for i in ids)
-
-    count = min(n, len(shard))
-    chosen = [shard.document(index * len(shard) // count) for index in range(count)]
-    return [
-        PeekedDocument(tokenizer.decode(ids), pieces(ids), pieces(order.to_model(ids)))
-        for ids in chosen
-    ]
 
 
 # --- stage 1: fetch
@@ -211,13 +163,13 @@ def _is_finished(out: Path, job: dict[str, Any]) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: choose another --out")
-    finished = _read_json(out / DATASET_FILE)
+    finished = read_object(out / DATASET_FILE)
     if finished is None:
         if out.exists() and any(out.iterdir()) and not (out / _WORK).exists():
             raise ConfigError(f"{out} is not empty and not a dataset: choose another --out")
         return False
     _refuse_other_job(out, finished.get("job"), job)
-    if not all((out / name).exists() for name in _made_files(finished, out)):
+    if not all((out / name).exists() for name in made_files(finished, out)):
         return False
     open_dataset(out)
     return True
@@ -226,13 +178,13 @@ def _is_finished(out: Path, job: dict[str, Any]) -> bool:
 def _open_work(out: Path, job: dict[str, Any]) -> Path:
     """Return the work folder for `job` in `out`."""
     work = out / _WORK
-    begun = _read_json(work / _JOB_FILE)
+    begun = read_object(work / _JOB_FILE)
     if begun != job:
         if any(work.glob("part-*.bin")):
             _refuse_other_job(out, begun, job)
         shutil.rmtree(work, ignore_errors=True)  # nothing in it that took long to make
         work.mkdir(parents=True)
-        _write_json(work / _JOB_FILE, job)
+        write_object(work / _JOB_FILE, job)
     return work
 
 
@@ -248,18 +200,6 @@ def _forgotten_if_nothing_was_encoded(out: Path) -> Iterator[None]:
             if out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
         raise
-
-
-def _made_files(about: dict[str, Any], out: Path) -> Iterator[str]:
-    """Yield the names of the files of a dataset, given what its own file says."""
-    yield TOKENIZER_FILE
-    for split in SPLITS:
-        try:
-            count = range(about[split]["shards"])
-        except (KeyError, TypeError):
-            raise _damaged(out / DATASET_FILE) from None
-        for number in count:
-            yield shard_name(split, number)
 
 
 def _refuse_other_job(out: Path, old: Any, new: dict[str, Any]) -> None:
@@ -383,50 +323,3 @@ def _report(
         also_in_valid=stream.also_in_valid,
         notes=tuple(notes),
     )
-
-
-def _write_report(out: Path, job: dict[str, Any], report: PrepareReport) -> None:
-    values = {key: value for key, value in asdict(report).items() if key not in ("out", "reused")}
-    _write_json(out / DATASET_FILE, {"job": job, **values})
-
-
-def _read_report(out: Path) -> PrepareReport:
-    values = _read_json(out / DATASET_FILE) or {}
-    try:
-        values.pop("job")
-        for split in SPLITS:
-            values[split] = SplitCounts(**values[split])
-        return PrepareReport(**{**values, "notes": tuple(values["notes"])}, out=out, reused=True)
-    except (KeyError, TypeError):
-        raise _damaged(out / DATASET_FILE) from None
-
-
-def sources_of(folder: Path) -> tuple[str, ...]:
-    """Return what a prepared folder was made of, as it was named; nothing if that is not known."""
-    try:
-        job = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))["job"]
-        return tuple(str(source["source"]) for source in job["sources"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return ()
-
-
-def _damaged(path: Path) -> CorruptFileError:
-    return CorruptFileError(f"{path} is damaged: remove its folder and prepare again")
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, text.encode("utf-8", "backslashreplace"))  # names of files may be no text
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in the file at `path`, or None if there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise _damaged(path)
-    return value

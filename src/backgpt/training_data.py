@@ -16,7 +16,7 @@ from backgpt.errors import ConfigError, DataError
 from backgpt.language import Language, Prompt
 from backgpt.messages import Message
 from backgpt.model_folder import ModelFolder
-from backgpt.prepare import sources_of
+from backgpt.prepared import sources_of
 from backgpt.shape import ModelConfig
 from backgpt.shards import open_dataset
 from backgpt.tokenizer import Tokenizer

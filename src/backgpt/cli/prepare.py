@@ -9,7 +9,7 @@ from backgpt.cli.given import WHICH_MODEL, Separator, TextField
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
-    from backgpt.prepare import PrepareReport
+    from backgpt.prepared import PrepareReport
 
 
 def prepare(
@@ -51,6 +51,7 @@ def prepare(
     if not sources and not peek:
         raise UsageError("no source was given: try 'backgpt prepare builtin --out data/builtin'")
     from backgpt import prepare as job
+    from backgpt import prepared
     from backgpt.cli.progress import ByteProgress
 
     if sources:
@@ -70,7 +71,7 @@ def prepare(
             )
         for line in _summary(report):
             print(line)
-    for document in job.peek(out, peek) if peek else []:
+    for document in prepared.peek(out, peek) if peek else []:
         print("\nreading order: " + " ".join(map(repr, document.reading)))
         print("model order:   " + " ".join(map(repr, document.model)))
         print(document.text)
