@@ -92,6 +92,7 @@ FLOORS = {
         "session",
         "session_file",
         "label",
+        "label_batch",
         "evaluate",
         "evaluate_chat",
         "evaluate_twins",

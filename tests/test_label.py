@@ -22,7 +22,8 @@ from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.generate import Text
-from backgpt.label import ANY_QUESTION, LabelSettings, LabelState, label
+from backgpt.label import LabelState, label
+from backgpt.label_batch import ANY_QUESTION, LabelSettings
 from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.model_folder import read_model, save_model
@@ -150,7 +151,7 @@ def test_a_question_is_not_compared_with_itself_where_others_are_asked_the_same(
         ids = ModelIds(np.array([20]))
         return [[Text("Who?", "", "stop", -1.0, 2, seed, ids) for _ in range(n)] for seed in (1, 2)]
 
-    monkeypatch.setattr("backgpt.label.collect_all", ask_all_the_same)
+    monkeypatch.setattr("backgpt.label_batch.collect_all", ask_all_the_same)
     label(
         documents(texts, 2),
         tmp_path / "out.jsonl",

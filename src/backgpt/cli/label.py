@@ -66,8 +66,9 @@ def label(
     from backgpt.config import build
     from backgpt.datasets import Tally
     from backgpt.datasets.files import read_file
-    from backgpt.label import LabelSettings, LabelState
+    from backgpt.label import LabelState
     from backgpt.label import label as label_texts
+    from backgpt.label_batch import LabelSettings
 
     loaded = load_chat_model(model, device)
     forward = load(twin, direction="forward", device=device) if twin else None
