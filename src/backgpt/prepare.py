@@ -73,7 +73,7 @@ def prepare(
     `tokenizer` is a tokenizer.json to use instead of training one with `vocab_size` ids. `valid`
     names the validation set; otherwise it is the one that comes with a source (TinyStories), and
     `valid_fraction` of the documents of all other sources, chosen by their hash. `field` and
-    `separator` are as in `datasets.read_file`; `workers` is the number of processes (None: one
+    `separator` are as in `datasets.files`; `workers` is the number of processes (None: one
     per core). Raises ConfigError for settings out of range or an `out` that holds something else,
     DataError for sources that cannot be read, UsageError if another process is writing to `out`,
     BackgptError if writing or the hub fails.

@@ -3,7 +3,7 @@
 A stop string ends a text and is no part of it, so what could be the part of one that is already
 written is held back until it is known. A backward model writes its stop string from its end:
 
-    stop "\n\n"     …lost.\n\nThen she   ->   Then she          (the text begins right behind it)
+    stop "\\n\\n"     …lost.\\n\\nThen she   ->   Then she      (the text begins right behind it)
 """
 
 from collections.abc import Sequence

@@ -45,7 +45,7 @@ _LONG_WORD = re.compile(r"(?<!\S)\S{1001,}")
 
 
 class Tokenizer:
-    """A trained tokenizer; immutable. Make one with `train`, `load` or `from_json`."""
+    """A trained tokenizer; immutable. Make one with `train` or `load`."""
 
     def __init__(self, json_text: str) -> None:
         """Read the contents of a `tokenizer.json`. Raises CorruptFileError if they are not one."""

@@ -72,7 +72,7 @@ def check_limit(limit: int | None) -> None:
 def standard_input() -> str:
     """Return all of standard input, without the line break a shell puts at its end.
 
-    A byte order mark is dropped and line ends become `\n`, as in files. Raises DataError if it is
+    A byte order mark is dropped and line ends become `\\n`, as in files. Raises DataError if it is
     empty or not UTF-8.
     """
     try:

@@ -38,7 +38,6 @@ StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Body(BaseModel):
