@@ -42,6 +42,7 @@ FLOORS = {
     2: {
         "engine",
         "kernels",
+        "cache",
         "model",
         "ahead",
         "batches",
@@ -108,7 +109,7 @@ FLOORS = {
     5: {"cli", "server", "__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-TORCH_USERS = {"kernels", "model", "optim", "devices", "run", "train", "onnx_graph"}
+TORCH_USERS = {"kernels", "cache", "model", "optim", "devices", "run", "train", "onnx_graph"}
 TORCH_ENGINES = {"torch_engine.py", "smolgpt_engine.py", "transformers_engine.py"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from backgpt import kernels
 from backgpt.batches import IGNORE
+from backgpt.cache import Cache
 from backgpt.errors import UsageError
-from backgpt.model import Cache, Transformer
+from backgpt.model import Transformer
 from backgpt.shape import ModelConfig
 
 

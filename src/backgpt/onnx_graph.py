@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backgpt.model import Attend, Transformer
+from backgpt.cache import Attend
+from backgpt.model import Transformer
 
 OPSET = 18
 

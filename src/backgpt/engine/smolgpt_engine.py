@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from backgpt import kernels
 from backgpt.batches import IGNORE
-from backgpt.model import Attend, Cache, Reading, check_length
+from backgpt.cache import Attend, Cache, Reading, check_length
 from backgpt.shape import ModelConfig, check_shapes
 
 EMBEDDING, POSITIONS, LAST_NORM = (f"transformer.{name}.weight" for name in ("wte", "wpe", "ln_f"))

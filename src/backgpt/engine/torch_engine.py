@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from backgpt.batches import IGNORE
+from backgpt.cache import Cache
 from backgpt.engine import FloatArray, check_copies, check_step, checked_ids, one_at_a_time
-from backgpt.model import Cache
 from backgpt.order import IdArray
 from backgpt.shape import ModelConfig
 
