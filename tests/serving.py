@@ -16,9 +16,10 @@ pytest.importorskip("fastapi", reason="the server needs the extra serve")
 import uvicorn
 
 from backgpt.api import Model
-from backgpt.server.app import Settings, create_app
+from backgpt.server.app import create_app
 from backgpt.server.catalog import Catalog, Served
 from backgpt.server.decode import DecodeThread
+from backgpt.server.guard import Rules
 
 JSON = {"content-type": "application/json"}
 CLIENT = httpx.Client(timeout=30)  # to make one takes longer than most requests
@@ -35,11 +36,11 @@ def serving(
     catalog: Catalog,
     *,
     decoder: DecodeThread | None = None,
-    settings: Settings | None = None,
+    rules: Rules | None = None,
     writer: Any = None,
 ) -> Iterator[str]:
     """Run a real server on a free port of this machine; yield its address."""
-    app = create_app(catalog, decoder=decoder, settings=settings, writer=writer)
+    app = create_app(catalog, decoder=decoder, rules=rules, writer=writer)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)

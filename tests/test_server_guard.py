@@ -12,7 +12,6 @@ pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
 from pydantic import ValidationError
 
-from backgpt.server.app import Settings
 from backgpt.server.guard import Guard, Rules
 from backgpt.server.schema import ChatRequest, CompletionRequest, ScoreRequest
 from backgpt.tokenizer import Tokenizer
@@ -25,24 +24,15 @@ BODY = b'{"prompt": "x", "max_tokens": 1}'
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    page = tmp_path_factory.mktemp("page")
-    (page / "index.html").write_text("<!doctype html><title>backgpt</title>")
-    (page / "style.css").write_text("body {}")
-    return page
-
-
-@pytest.fixture(scope="module")
-def address(tokenizer: Tokenizer, page: Path) -> Iterator[str]:
-    with serving(catalog_of(tiny_model(tokenizer)), settings=Settings(page=page)) as address:
+def address(tokenizer: Tokenizer) -> Iterator[str]:
+    with serving(catalog_of(tiny_model(tokenizer))) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def locked(tokenizer: Tokenizer, page: Path) -> Iterator[str]:
+def locked(tokenizer: Tokenizer) -> Iterator[str]:
     rules = Rules(hosts=frozenset({"127.0.0.1", "box"}), any_address=True, api_key="key é")
-    settings = Settings(rules=rules, page=page)
-    with serving(catalog_of(tiny_model(tokenizer)), settings=settings) as address:
+    with serving(catalog_of(tiny_model(tokenizer)), rules=rules) as address:
         yield address
 
 
@@ -322,8 +312,11 @@ def test_the_page_is_asked_for_anew(address: str) -> None:
         assert CLIENT.get(address + path).headers["cache-control"] == "no-cache"
 
 
-def test_without_a_page_the_root_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with serving(catalog_of(tiny_model(tokenizer)), settings=Settings(page=tmp_path)) as address:
+def test_without_a_page_the_root_says_so(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backgpt.server.app.PAGE", tmp_path)
+    with serving(catalog_of(tiny_model(tokenizer))) as address:
         answer = CLIENT.get(address + "/")
         assert answer.status_code == 404
         assert "no page" in answer.json()["error"]["message"]

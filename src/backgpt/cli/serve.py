@@ -93,7 +93,7 @@ def serve(
     with needs_extra("serve", "the server"):
         import uvicorn  # noqa: F401
 
-        from backgpt.server.app import Settings, create_app
+        from backgpt.server.app import create_app
         from backgpt.server.decode import DecodeThread
         from backgpt.server.service import Writes
         from backgpt.server.upstream import Upstream
@@ -109,8 +109,8 @@ def serve(
             max_in_flight=max_running + max_waiting,
             api_key=(os.environ.get(UPSTREAM_KEY_VARIABLE) or "").strip() or None,
         )
-    settings = Settings(rules=_rules(host, key, allowed_host))
-    app = create_app(catalog, decoder=decoder, writer=writer, settings=settings)
+    rules = _rules(host, key, allowed_host)
+    app = create_app(catalog, decoder=decoder, writer=writer, rules=rules)
     print(f"backgpt: serving {catalog.names} at {_url(listening)}", file=sys.stderr, flush=True)
     _set_up_logs(access=access_log)
     _run(app, decoder, writer, listening=listening, grace_seconds=grace_seconds)

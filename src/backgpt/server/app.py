@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +35,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the server is run: what it lets through, and where its page lies."""
-
-    rules: Rules = field(default_factory=Rules)
-    page: Path = PAGE
-
-
 def create_app(
     catalog: Catalog,
     *,
     decoder: DecodeThread | None = None,
     writer: Writes | None = None,
-    settings: Settings | None = None,
+    rules: Rules | None = None,
 ) -> FastAPI:
-    """Return the application that serves `catalog`.
+    """Return the application that serves `catalog`, to those that the `rules` let through.
 
     Its lifespan starts and stops the `decoder`. Without a `writer` that is what writes, too.
     """
-    settings = settings or Settings()
+    rules = rules or Rules()
     decoder = decoder or DecodeThread()
     writer = writer or decoder
     metrics = Metrics(decoder, writer)
@@ -82,12 +73,12 @@ def create_app(
     for router in (completions.router, chat.router, scores.router):
         app.include_router(router)
     _add_watching(app, decoder, metrics)
-    _add_page(app, settings.page)
+    _add_page(app)
     _add_errors(app)
-    app.openapi = lambda: _schema(app, with_key=settings.rules.api_key is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: _schema(app, with_key=rules.api_key is not None)  # type: ignore[method-assign]
     routes = frozenset(app.openapi()["paths"]) | {"/"}
     app.add_middleware(CatchFaults)
-    app.add_middleware(Guard, rules=settings.rules)
+    app.add_middleware(Guard, rules=rules)
     app.add_middleware(CountRequests, metrics=metrics, routes=routes)
     return app
 
@@ -118,14 +109,14 @@ def _add_watching(app: FastAPI, decoder: DecodeThread, metrics: Metrics) -> None
         return Response(metrics.text(), media_type=PLAIN_TEXT)
 
 
-def _add_page(app: FastAPI, page: Path) -> None:
+def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        if not (page / "index.html").is_file():
+        if not (PAGE / "index.html").is_file():
             raise ApiError(404, "this installation has no page: the API is at /v1/models")
-        return FileResponse(page / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/static", _Static(directory=page, check_dir=False))
+    app.mount("/static", _Static(directory=PAGE, check_dir=False))
 
 
 class _Static(StaticFiles):
