@@ -154,7 +154,7 @@ def test_a_limit_takes_the_first_validation_texts(
     assert some.loss.texts == 3 < report.loss.texts
     documents = list(open_dataset(out / "data").valid[0].documents())[:3]
     assert some.loss.tokens == sum(len(ids) + 1 for ids in documents)
-    with pytest.raises(DataError, match="has 1 texts to validate on"):
+    with pytest.raises(DataError, match="texts to validate on: 1 of "):
         run(job(out, lines, limit=1))
 
 
@@ -251,7 +251,7 @@ def test_a_source_without_validation_texts_is_refused_before_training(tmp_path: 
     path = tmp_path / "one.txt"
     path.write_text("There is only this text. " * 20)
     reporter = Quiet()
-    with pytest.raises(DataError, match=r"one\.txt has 0 texts to validate on"):
+    with pytest.raises(DataError, match=r"one\.txt: texts to validate on: 0 of 1;.* separator"):
         run(job(tmp_path / "out", path, vocab_size=280), reporter)
     assert not reporter.steps
 

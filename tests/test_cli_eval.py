@@ -120,6 +120,18 @@ def test_a_card_is_written_printed_and_the_same_again(
     ]
 
 
+def test_texts_in_one_file_are_divided_at_separators(
+    command: Callable[..., Done], models: Path, data: Path, tmp_path: Path
+) -> None:
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()]
+    path = tmp_path / "all.txt"
+    path.write_text("\n\n".join(texts))
+    asked = ("eval", models / "both", "--data", path, "--out", tmp_path / "out", *SMALL)
+    assert_refused(command(*asked), "1 text is too few")
+    assert command(*asked, r"--separator=\n\n", "--ranked=0", "--bridged=0").code == 0
+    assert read_as(ReportCard, tmp_path / "out/report.json").loss.texts == len(texts)
+
+
 def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
     command: Callable[..., Done], models: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -262,5 +274,23 @@ def test_a_source_without_validation_texts_is_refused_before_training(
 ) -> None:
     (tmp_path / "one.txt").write_text("There is only this text. " * 20)
     done = command("arrow", tmp_path / "one.txt", "--out", tmp_path / "out", "--vocab-size=280")
-    assert_refused(done, "0 texts to validate on")
+    assert_refused(done, "texts to validate on: 0 of 1;")
     assert not (tmp_path / "out/runs").exists()
+
+
+def test_an_arrow_tells_what_preparing_found_and_divides_a_file_at_separators(
+    command: Callable[..., Done], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
+    (tmp_path / "lines.txt").write_text("\n***\n".join(texts))
+    monkeypatch.setattr(arrow_module, "train", no_training)
+    done = command(
+        *("arrow", tmp_path / "lines.txt", r"--separator=\n***\n", "--vocab-size=60000"),
+        *("--out", tmp_path / "out", "--workers=1", "--device=cpu"),
+    )
+    assert "The text is too small for 60000 ids" in done.err
+    assert done.code == 130  # as it was about to train
+
+
+def no_training(config: TrainConfig, **options: Any) -> None:
+    raise KeyboardInterrupt

@@ -67,6 +67,7 @@ class ArrowJob:
     vocab_size: int = 2048
     valid: Sequence[str] = ()
     field: str = "text"
+    separator: str | None = None
     limit: int | None = None
     settings: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
@@ -86,35 +87,39 @@ def arrow(job: ArrowJob, *, report: Reporter, workers: int | None = None) -> Arr
     }
     for config in configs.values():
         _check(config, job)
-    report.notice(f"preparing {job.source}")
-    dataset = _dataset(job, workers)
-    n_valid = len(range(sum(map(len, dataset.valid)))[: job.limit])
-    if n_valid < 2:
-        raise DataError(
-            f"{job.source} has {n_valid} texts to validate on, an interval takes at least 2: give "
-            "more, or a source to validate on"
-        )
+    dataset = _dataset(job, report, workers)
     for (direction, seed), config in configs.items():
         report.notice(f"training {direction}, seed {seed}")
         train(config, report=report)
     return _measure(job, configs, dataset)
 
 
-def _dataset(job: ArrowJob, workers: int | None) -> Dataset:
+def _dataset(job: ArrowJob, report: Reporter, workers: int | None) -> Dataset:
     """Return what the twins are trained on, prepared if it is not yet there."""
+    report.notice(f"preparing {job.source}")
     spec, field_ = job.source, job.field
     if job.source in CONTROLS:
         field_ = "text"
         spec = str(_write_control(job.source, job.out))
-    prepare(
+    made = prepare(
         [spec],
         job.out / DATA,
         vocab_size=job.vocab_size,
         valid=job.valid or None,
         valid_fraction=VALID_FRACTION,
         field=field_,
+        separator=job.separator,
         workers=workers,
     )
+    n_valid = len(range(made.valid.documents)[: job.limit])
+    if n_valid < 2:
+        counted = f"{n_valid} of {made.train.documents + made.valid.documents:,}"
+        raise DataError(
+            f"{job.source}: texts to validate on: {counted}; an interval takes at least 2: give "
+            "more, a source to validate on, or the separator that stands between texts"
+        )
+    for note in made.notes:
+        report.notice(note)
     dataset = open_dataset(job.out / DATA)
     return flip_dataset(dataset, job.out / FLIPPED) if job.flip else dataset
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from backgpt.cli.given import TextField, check_limit, those_given
+from backgpt.cli.given import Separator, TextField, check_limit, those_given
 from backgpt.cli.training import load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -31,6 +31,7 @@ def arrow(
         list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
     ] = None,
     field: TextField = "text",
+    separator: Separator = None,
     vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 2048,
     limit: Annotated[
         int | None, Option(help="Measure on only the first so many validation texts.")
@@ -82,6 +83,7 @@ def arrow(
         vocab_size=vocab_size,
         valid=tuple(valid or ()),
         field=field,
+        separator=separator,
         limit=limit,
         settings=settings,
     )

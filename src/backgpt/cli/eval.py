@@ -12,6 +12,7 @@ from backgpt.cli.given import (
     WHICH_MODEL,
     Device,
     Engine,
+    Separator,
     TextField,
     Threads,
     check_limit,
@@ -47,6 +48,7 @@ def evaluate(
         Path("report")
     ),
     field: TextField = "text",
+    separator: Separator = None,
     limit: Annotated[int | None, Option(help="Use only the first so many texts.")] = None,
     samples: Annotated[int, Option(help="Texts to write.")] = 200,
     endings: Annotated[int, Option(help="Endings to write them toward.")] = 40,
@@ -105,7 +107,8 @@ def evaluate(
             pairs.append((model, model.turned()))
         else:
             pairs.append((model, open_twin(model, twin[number], **settings)))
-    texts = [document.text for document in islice(open_source(data, field=field), limit)]
+    documents = open_source(data, field=field, separator=separator)
+    texts = [document.text for document in islice(documents, limit)]
     card = report_card(
         pairs,
         texts,

@@ -93,9 +93,11 @@ def read_source(
         raise DataError(f"{source.spec} is empty: there is no text in it")
 
 
-def open_source(spec: str, *, field: str = "text") -> Iterator[Document]:
+def open_source(
+    spec: str, *, field: str = "text", separator: str | None = None
+) -> Iterator[Document]:
     """Yield the documents of the source that `spec` names; see `find_source`, `read_source`."""
-    return read_source(find_source(spec), field=field)
+    return read_source(find_source(spec), field=field, separator=separator)
 
 
 def _documents(
