@@ -16,6 +16,7 @@ from backgpt.intervals import (
     over_documents,
     over_seeds,
 )
+from backgpt.report_text import INTERVALS
 
 AMOUNTS = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6)
 
@@ -59,6 +60,21 @@ def test_intervals_over_documents_hold_the_truth_in_95_percent_of_cases() -> Non
         amounts = sizes * 1.7 + np.sqrt(sizes) * random.normal(size=50)
         held += over_documents(amounts.tolist(), sizes.tolist(), seed=number).holds(1.7)
     assert 0.91 <= held / 200 <= 0.985
+
+
+@pytest.mark.parametrize(("n", "held"), [(2, 0.50), (5, 0.84), (10, 0.90), (20, 0.92)])
+def test_intervals_over_few_documents_are_as_much_too_narrow_as_reports_say(
+    n: int, held: float
+) -> None:
+    random = np.random.default_rng(12)
+    sizes = random.lognormal(5, 0.6, (600, n))
+    amounts = sizes * random.normal(0.1, 0.1, (600, n))
+    found = [
+        over_documents(*pair, seed=number).holds(0.1)
+        for number, pair in enumerate(zip(amounts.tolist(), sizes.tolist(), strict=True))
+    ]
+    assert np.mean(found) == pytest.approx(held, abs=0.035)
+    assert f"{held:.0%}".replace("%", " %").replace("50 %", "half") in INTERVALS
 
 
 @given(AMOUNTS, st.integers(0, 99))

@@ -48,8 +48,9 @@ def over_documents(
 
     One entry of each is a document's; sizes are above 0. The interval is the percentile
     bootstrap's (Efron 1979): documents are drawn anew with replacement, both their entries
-    together. With all amounts negated it is exactly the mirror image. Raises DataError for fewer
-    than two documents.
+    together. With all amounts negated it is exactly the mirror image. Of few documents it is too
+    narrow: of 10 it holds the truth in 90 % of cases, of 2 in half. Raises DataError for fewer than
+    two.
     """
     n = len(amounts)
     if n < 2:
