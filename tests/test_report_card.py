@@ -34,7 +34,7 @@ from backgpt.evaluate_twins import (
 )
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.generate import Text
-from backgpt.intervals import of_share, over_documents
+from backgpt.intervals import Estimate, of_share, over_documents
 from backgpt.model_folder import SeenData
 from backgpt.order import ModelIds
 from backgpt.report import ArrowReport, ReportCard, Twins
@@ -254,6 +254,9 @@ def test_an_arrow_is_rendered_with_each_pair_and_named_intervals(card: ReportCar
     assert "1 pair of twins, each of 1,234,567 parameters" in text
     assert "| 7 | 2.5000 | 2.2500 | +0.2500 |" in text
     assert "40 validation texts" in text
+    assert "one pair: another seed may move it" in text
+    several = loss.model_copy(update={"gap_over_seeds": Estimate(value=0.2, low=0.1, high=0.3)})
+    assert "one pair" not in render_arrow(report.model_copy(update={"loss": several}))
     assert plot_arrow(report) == plot_arrow(report)
     assert plot_arrow(report).startswith(PNG)
 

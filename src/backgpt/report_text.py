@@ -112,6 +112,8 @@ def _loss(loss: TwinLoss) -> Iterator[str]:
         f"The gap is backward less forward: {loss.gap.value / loss.forward.value:+.2%} of the "
         "forward loss."
     )
+    if loss.gap_over_seeds is None:
+        yield "It is that of one pair: another seed may move it by more than its interval says."
     if loss.cut:
         yield f"{loss.cut:,} of {loss.texts:,} texts were longer than the context and cut."
     if loss.gap_of_whole is not None:
