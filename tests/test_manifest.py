@@ -1,11 +1,13 @@
 """Folders that are there whole or not at all."""
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 
-from backgpt.manifest import verify, whole_folder
+from backgpt.errors import CorruptFileError
+from backgpt.manifest import fingerprint, verify, whole_folder
 
 
 def write(folder: Path, text: str) -> None:
@@ -31,6 +33,16 @@ def test_a_folder_takes_the_place_of_another_and_leaves_nothing_beside(tmp_path:
     plain = tmp_path / "plain"
     plain.mkdir()
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["../beside", "a" * 5000, "\0", "deep"])
+def test_a_manifest_speaks_of_files_in_its_folder_alone(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "model", "one")
+    (tmp_path / "beside").write_text("two")
+    listed = {"files": {name: fingerprint(tmp_path / "beside")}}
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(CorruptFileError, match="is missing"):
+        verify(tmp_path / "model")
 
 
 def test_folders_beside_it_are_left_alone_whatever_their_names(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         new = Path(temporary) / "new"
         new.mkdir()
         yield new
-        files = {file.relative_to(new).as_posix(): file for file in files_in(new)}
+        files = _by_name(new)
         write_json(
             new / MANIFEST, {"files": {name: fingerprint(file) for name, file in files.items()}}
         )
@@ -66,12 +66,13 @@ def verify(folder: Path, *, only: Collection[str] | None = None) -> None:
     files = read_json(folder / MANIFEST).get("files")
     if not isinstance(files, dict):
         raise CorruptFileError(f"{folder / MANIFEST} is damaged")
+    there = _by_name(folder)  # what else a manifest may name is not looked at
     for name, expected in files.items():
         if only is not None and name not in only:
             continue
-        if not (folder / name).is_file():
+        if name not in there:
             raise CorruptFileError(f"{folder / name} is missing")
-        if fingerprint(folder / name) != expected:
+        if fingerprint(there[name]) != expected:
             raise CorruptFileError(f"{folder / name} is damaged: it differs from {MANIFEST}")
 
 
@@ -96,6 +97,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def files_in(folder: Path) -> list[Path]:
     """Return the files in a folder and in the folders in it, in the order of their paths."""
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {file.relative_to(folder).as_posix(): file for file in files_in(folder)}
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
