@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
 from backgpt.errors import CorruptFileError, DataError, UsageError
+from backgpt.foreign_model import read_tokenizer
 from backgpt.foreign_tokenizer import markers_of, with_markers
 from backgpt.language import Language
 from backgpt.order import (
@@ -206,6 +207,36 @@ def test_a_tokenizer_that_names_no_markers_is_refused(pieces: Path) -> None:
     for other in (None, {"type": "ByteLevel"}):
         with pytest.raises(CorruptFileError, match="backgpt import"):
             markers_of({**content, "post_processor": other})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("single", []),
+        ("single", [{"SpecialToken": {"id": "?", "type_id": 0}}]),
+        ("special_tokens", {"<s>": {"id": "<s>", "ids": [], "tokens": []}}),
+        ("special_tokens", {"<s>": {"id": "<s>", "ids": [99999], "tokens": ["<s>"]}}),
+    ],
+)
+def test_markers_that_the_tokenizer_has_not_are_refused(
+    pieces: Path, key: str, value: object
+) -> None:
+    content, _, _ = read_sentencepiece(pieces)
+    content = with_markers(content, 1, None)
+    content["post_processor"][key] = value
+    with pytest.raises(CorruptFileError, match="import the model again"):
+        markers_of(content)
+
+
+def test_what_fills_up_a_text_is_not_what_comes_first(
+    byte_level: Tokenizer, tmp_path: Path
+) -> None:
+    byte_level.save(tmp_path / "tokenizer.json")
+    hf = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    hf.enable_padding(length=8, direction="left", pad_id=5)
+    content = {**json.loads(hf.to_str()), "post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert read_tokenizer(tmp_path / "tokenizer.json")[1:] == (None, None)
 
 
 def test_a_language_reads_the_markers_that_there_are(pieces: Path, byte_level: Tokenizer) -> None:

@@ -1,7 +1,9 @@
 """The tokenizer: control ids that text cannot reach, one id sequence for a line wherever it is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,47 @@ def test_a_tokenizer_without_our_control_ids_is_refused(
     json.loads(text)
     with pytest.raises(CorruptFileError, match="start"):
         Tokenizer(text)
+
+
+def changed(tokenizer: Tokenizer, folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    tokenizer.save(folder / "tokenizer.json")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    return json.dumps(content)
+
+
+def test_a_file_that_cuts_and_fills_up_texts_is_not_obeyed(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    cuts = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    fills = {"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None}
+    pad = {"pad_id": 99999, "pad_type_id": 0, "pad_token": "[PAD]"}
+    text = changed(
+        tokenizer, tmp_path, lambda c: c.update(truncation=cuts, padding={**fills, **pad})
+    )
+    for encode in (Tokenizer.encode, Tokenizer.encode_fragment):
+        for given in ("Once upon a time.", "\nOnce upon a time."):
+            assert encode(Tokenizer(text), given).tolist() == encode(tokenizer, given).tolist()
+
+
+def test_ids_are_counted_to_the_last_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = changed(tokenizer, tmp_path, lambda c: c["model"]["vocab"].update({"<|start|>": 5000}))
+    assert Tokenizer(text).vocab_size == 5001
+
+
+def test_a_token_that_stands_for_no_bytes_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    size = tokenizer.vocab_size
+    text = changed(tokenizer, tmp_path, lambda c: c["model"]["vocab"].update({"\x1b中": size}))
+    with pytest.raises(CorruptFileError, match=r"'\\x1b中'"):
+        Tokenizer(text).token_bytes  # noqa: B018
+
+
+def test_what_the_library_panics_at_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def panics(content: dict[str, Any]) -> None:
+        content["model"]["continuing_subword_prefix"] = "##"
+
+    with pytest.raises(CorruptFileError, match=r"not a tokenizer\.json"):
+        Tokenizer(changed(tokenizer, tmp_path, panics))
 
 
 def test_transformers_reads_the_file_to_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:

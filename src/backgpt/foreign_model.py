@@ -11,7 +11,7 @@ from backgpt.order import Direction, Unit
 from backgpt.quantize import Arrays
 from backgpt.sentencepiece_model import read_sentencepiece
 from backgpt.shape import EMBEDDING, ModelConfig
-from backgpt.tokenizer import Tokenizer
+from backgpt.tokenizer import Tokenizer, opened
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,8 @@ def read_tokenizer(path: Path) -> tuple[dict[str, Any], int | None, int | None]:
     if not isinstance(content.get("model"), dict) or "vocab" not in content["model"]:
         raise DataError(f"{path} is not a tokenizer.json: give one as --tokenizer")
     content.setdefault("added_tokens", [])
-    from tokenizers import Tokenizer as HFTokenizer
-
     try:
-        before = HFTokenizer.from_file(str(path)).encode("", add_special_tokens=True).ids
+        before = opened(path.read_text(encoding="utf-8")).encode("", add_special_tokens=True).ids
     except Exception as error:  # tokenizers raises a bare Exception
-        raise DataError(f"{path} is not a tokenizer.json: {error}") from None
+        raise DataError(f"{path}: {error}") from None
     return content, before[0] if before else None, None

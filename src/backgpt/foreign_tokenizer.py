@@ -30,12 +30,19 @@ def markers_of(content: dict[str, Any]) -> Markers:
             "the tokenizer has no control id <|start|>, nor says it how a text is marked: give "
             "one that 'backgpt prepare' or 'backgpt import' wrote"
         )
-    ids = {token["id"]: token["ids"][0] for token in template["special_tokens"].values()}
-    parts = [next(iter(part.items())) for part in template["single"]]
-    text = next(place for place, (kind, _) in enumerate(parts) if kind == "Sequence")
-    start, end = (
-        [ids[part["id"]] for _, part in side] for side in (parts[:text], parts[text + 1 :])
-    )
+    try:
+        ids = {token["id"]: token["ids"][0] for token in template["special_tokens"].values()}
+        parts = [next(iter(part.items())) for part in template["single"]]
+        text = [kind for kind, _ in parts].index("Sequence")
+        start, end = (
+            [ids[part["id"]] for _, part in side] for side in (parts[:text], parts[text + 1 :])
+        )
+    except (LookupError, ValueError):
+        start, end = [-1], []
+    if not {*start, *end} <= {*vocabulary(content).values()}:
+        raise CorruptFileError(
+            "the tokenizer marks a text with control ids that it has not: import the model again"
+        )
     return start[-1] if start else None, end[0] if end else None
 
 

@@ -50,18 +50,13 @@ class Tokenizer:
     def __init__(self, json_text: str) -> None:
         """Read the contents of a `tokenizer.json`. Raises CorruptFileError if they are not one."""
         self._json = json_text
-        try:
-            self._hf = HFTokenizer.from_str(json_text)
-        except Exception as error:  # tokenizers raises a bare Exception
-            raise CorruptFileError(f"not a tokenizer.json: {error}") from None
-        self._hf.encode_special_tokens = True  # not kept in the file: typed markers stay text
+        self._hf = opened(json_text)
         named = map(self._hf.token_to_id, (PAD, START, END))
         self.is_own: bool = all(id_ is not None for id_ in named)
         """Whether it is of this project: it loses nothing, and has all control ids."""
-        self.vocab_size: int
+        self.vocab_size: int = 1 + max(self._hf.get_vocab().values(), default=-1)
         self.pad_id: int
         if self.is_own:
-            self.vocab_size = self._hf.get_vocab_size()
             self.pad_id, start, end = map(self.control_id, (PAD, START, END))
             self.marker_ids: tuple[int | None, int | None] = start, end
             """The control ids at the start and at the end of a document; foreign ones may lack."""
@@ -70,7 +65,6 @@ class Tokenizer:
             from backgpt import foreign_tokenizer  # only few need it
 
             content = json.loads(json_text)
-            self.vocab_size = 1 + max(self._hf.get_vocab().values(), default=-1)
             self.pad_id = 0  # what fills a row is never seen
             self.marker_ids = foreign_tokenizer.markers_of(content)
             self.added_spaces = foreign_tokenizer.added_spaces(content)
@@ -240,8 +234,7 @@ class Tokenizer:
             from backgpt import foreign_tokenizer
 
             return Tokenizer(foreign_tokenizer.unprefixed(self._json))._hf
-        hf = HFTokenizer.from_str(self._json)
-        hf.encode_special_tokens = True
+        hf = opened(self._json)
         hf.normalizer = _line_space()
         return hf
 
@@ -282,6 +275,20 @@ def _with_short_words(text: str) -> str:
     return _LONG_WORD.sub(lambda found: " ".join(re.findall(".{1,1000}", found[0])), text)
 
 
+def opened(json_text: str) -> HFTokenizer:
+    """Return a tokenizer that gives the ids of a text, all of them and no others."""
+    try:
+        hf = HFTokenizer.from_str(json_text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a bare Exception, or a panic in Rust, which is not even one
+        raise CorruptFileError(f"not a tokenizer.json: {error}") from None
+    hf.encode_special_tokens = True  # not kept in the file: typed markers stay text
+    hf.no_truncation()  # files from elsewhere may ask for both
+    hf.no_padding()
+    return hf
+
+
 def _untrained() -> HFTokenizer:
     hf = HFTokenizer(models.BPE())
     hf.normalizer = normalizers.Sequence([_line_space(), normalizers.Prepend(" ")])
@@ -301,7 +308,15 @@ def _line_space() -> Any:
 
 
 def _bytes_of_characters(byte_of: dict[str, int]) -> Callable[[str], bytes]:
-    return lambda name: bytes(byte_of[character] for character in name)
+    def bytes_of(name: str) -> bytes:
+        try:
+            return bytes(byte_of[character] for character in name)
+        except KeyError:
+            raise CorruptFileError(
+                f"the tokenizer has the token {name!r}, which stands for no bytes: get it anew"
+            ) from None
+
+    return bytes_of
 
 
 def _byte_of_character() -> dict[str, int]:
