@@ -22,6 +22,7 @@ from backgpt import run_folder
 from backgpt.checkpoint import checkpoints
 from backgpt.cli import main
 from backgpt.cli.growing import lines_from_end, show_growing
+from backgpt.cli.written import Printer
 from backgpt.config import TrainConfig, to_toml
 from backgpt.run import RunResult
 from backgpt.shape import PRESETS
@@ -187,6 +188,25 @@ def test_no_text_is_too_much_for_an_output(
             main(["--version"])
         print("é 中 \udcff", file=output, flush=True)
         assert written.getvalue().endswith(wanted)
+
+
+def test_a_terminal_obeys_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Output(io.StringIO):
+        def isatty(self) -> bool:
+            return on_a_terminal
+
+    evil = "a\tb\r\nc \x1b[31md\x07\x9b2J\r中👩\u200d👧\n"
+    for on_a_terminal, wanted in (
+        (True, "a\tb\r\nc \\x1b[31md\\x07\\x9b2J\\r中👩\u200d👧\n"),
+        (False, evil),
+    ):
+        output = Output(newline="")
+        monkeypatch.setattr(sys, "stdout", output)
+        Printer(as_json=False).show({"text": evil})
+        assert output.getvalue() == f"{wanted}\n"
+        assert show_growing(iter([evil]), leftward=True) == evil
+        assert output.getvalue().endswith(f"{wanted}\n")
+        assert ("\x1b[31m" in output.getvalue()) is not on_a_terminal
 
 
 def test_an_output_that_a_caller_has_put_in_place_is_written_to(

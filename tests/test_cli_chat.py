@@ -137,14 +137,14 @@ def test_a_chat_on_a_terminal(terminal: Terminal, run: Path, tmp_path: Path) -> 
     first = terminal.say("The dog.")
     list(session.say("The dog."))
     question = session.transcript[0].text
-    assert flat(f"it asks: {question}") in flat(first)
+    assert flat(f"it asks: {escaped(question)}") in flat(first)
 
     terminal.say("/retry")
     list(session.retry())
     assert "seed 9" in terminal.say("/seed 9")
     session.seed = 9
     list(session.say("Because."))
-    assert flat(session.transcript[0].text) in flat(terminal.say("Because."))
+    assert flat(escaped(session.transcript[0].text)) in flat(terminal.say("Because."))
     saved = tmp_path / "chat.json"
     assert terminal.say(f"/save {saved}").endswith("saved to " + str(saved))
     loaded = Session.load(saved, session.model)
@@ -187,6 +187,12 @@ def test_what_python_itself_refuses_does_not_end_a_chat(
     assert digits == "seed = 999999999999… has 5,000 digits: give a number of fewer"
     assert nobody == "there is no folder ~no-such-user: make it, or name another file"
     assert seed == "seed 7"
+
+
+def escaped(text: str) -> str:
+    """Return what a terminal shows of a text with control characters."""
+    controls = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    return controls.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def flat(text: str) -> str:
@@ -313,7 +319,7 @@ def test_a_saved_chat_is_shown_and_goes_on_where_it_was(
     assert flat(as_transcript(session.transcript)) in flat(shown)
     session.seed = 8
     list(session.say("Because."))
-    assert flat(session.transcript[0].text) in flat(terminal.say("Because."))
+    assert flat(escaped(session.transcript[0].text)) in flat(terminal.say("Because."))
     terminal.say(f"/save {tmp_path / 'again.json'}")
     terminal.type("\x04")
     assert terminal.exit_code() == 0

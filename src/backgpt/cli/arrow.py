@@ -7,6 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from backgpt.cli.given import Separator, TextField, check_limit, those_given
+from backgpt.cli.terminal import for_terminal
 from backgpt.cli.training import load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -94,5 +95,5 @@ def arrow(
     write_whole(folder / f"{name}.png", plot_arrow(report))
     write_whole(folder / f"{name}.md", text.encode())
     write_whole(folder / f"{name}.json", (report.model_dump_json(indent=2) + "\n").encode())
-    print(text, end="")
+    print(for_terminal(text), end="")
     print(f"written to {folder}", file=sys.stderr)

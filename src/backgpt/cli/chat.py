@@ -21,6 +21,7 @@ from backgpt.cli.given import (
     standard_input,
     those_given,
 )
+from backgpt.cli.terminal import for_terminal
 from backgpt.cli.written import print_texts
 from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
@@ -160,9 +161,9 @@ def _say_once(session: "Session") -> None:
         pass
     messages = session.transcript
     if session.mode == "rewind":
-        print(as_transcript(messages))
+        print(for_terminal(as_transcript(messages)))
     else:
-        print(messages[0 if session.mode == "ask" else -1].text)
+        print(for_terminal(messages[0 if session.mode == "ask" else -1].text))
 
 
 def _write_candidates(

@@ -19,6 +19,7 @@ from backgpt.cli.given import (
     open_model,
     open_twin,
 )
+from backgpt.cli.terminal import for_terminal
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def evaluate(
     write_whole(out / "report.png", plot_card(card))
     write_whole(out / "report.md", text.encode())
     write_whole(out / "report.json", (card.model_dump_json(indent=2) + "\n").encode())
-    print(text, end="")
+    print(for_terminal(text), end="")
     print(f"written to {out}", file=sys.stderr)
 
 

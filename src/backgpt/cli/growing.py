@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from backgpt.cli.terminal import for_terminal
+
 
 def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> str:
     """Show `text` as pieces join it, and return it whole.
@@ -19,13 +21,15 @@ def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label
             try:
                 for piece in pieces:
                     text = piece + text if leftward else text + piece
-                    shown = "\n".join(lines_from_end(text, console.width)) if leftward else text
-                    live.update(Lines(shown, justify="right" if leftward else "left"))
+                    lines = for_terminal(text)
+                    if leftward:
+                        lines = "\n".join(lines_from_end(lines, console.width))
+                    live.update(Lines(lines, justify="right" if leftward else "left"))
             finally:
                 live.update(Lines(""))  # what is higher than the terminal could not be taken back
     finally:
         if text:
-            print(label + text, flush=True)
+            print(label + for_terminal(text), flush=True)
     return text
 
 

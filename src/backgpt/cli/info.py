@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL
+from backgpt.cli.terminal import for_terminal
 
 if TYPE_CHECKING:
     from backgpt.builtin import ModelInfo
@@ -105,7 +106,7 @@ def _print_details(model: "ModelInfo") -> None:
         lines += [("limit", limit) for limit in card.limits]
     lines += [("loss", f"{loss.what}, {loss.figure} on {loss.set}") for loss in _losses(model)]
     for key, value in lines:
-        print(f"{key:<12} {value}".rstrip())
+        print(for_terminal(f"{key:<12} {value}".rstrip()))
 
 
 def _record(model: "ModelInfo") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL, Separator, TextField
+from backgpt.cli.terminal import for_terminal
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def prepare(
     for document in prepared.peek(out, peek) if peek else []:
         print("\nreading order: " + " ".join(map(repr, document.reading)))
         print("model order:   " + " ".join(map(repr, document.model)))
-        print(document.text)
+        print(for_terminal(document.text))
 
 
 def _tokenizer(given: str | None) -> Path | None:

@@ -16,7 +16,7 @@ from typer import Option
 
 from backgpt.cli.chat import CHAT_MODEL
 from backgpt.cli.given import WHICH_MODEL, Device, Threads, open_model
-from backgpt.errors import BackgptError, UsageError, needs_extra
+from backgpt.errors import BackgptError, UsageError, needs_extra, printable
 from backgpt.server import LOOPBACK
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def serve(
         )
     rules = _rules(host, key, allowed_host)
     app = create_app(catalog, decoder=decoder, writer=writer, rules=rules)
-    print(f"backgpt: serving {catalog.names} at {_url(listening)}", file=sys.stderr, flush=True)
+    names = printable(catalog.names)
+    print(f"backgpt: serving {names} at {_url(listening)}", file=sys.stderr, flush=True)
     _set_up_logs(access=access_log)
     _run(app, decoder, writer, listening=listening, grace_seconds=grace_seconds)
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from backgpt.chat import Mode
 from backgpt.cli.growing import show_growing
+from backgpt.cli.terminal import for_terminal
 from backgpt.errors import BackgptError, UsageError
 from backgpt.messages import as_transcript
 from backgpt.rewind import Piece
@@ -50,7 +51,7 @@ def talk(session: Session) -> None:
     if len(session.talks) > 1:
         _tell(f"the latest of {len(session.talks)} conversations:")
     if session.talks:
-        print(as_transcript(session.transcript))
+        print(for_terminal(as_transcript(session.transcript)))
     while not chat.ended:
         try:
             line = input(PROMPT).strip()
@@ -120,7 +121,7 @@ class _Chat:
             _tell("stopped; /retry tries again")
             return
         if self._session.mode == "rewind" and n_shown > 1:
-            print(f"\n{as_transcript(self._session.transcript)}")
+            print(f"\n{for_terminal(as_transcript(self._session.transcript))}")
         while self._notices:
             _tell(self._notices.pop(0))
 
@@ -169,4 +170,4 @@ class _Chat:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from backgpt.cli.given import WHICH_MODEL
+from backgpt.cli.terminal import for_terminal
 from backgpt.errors import DataError
 
 
@@ -59,4 +60,5 @@ def unreverse(
         except DataError as error:
             raise DataError(f"standard input, line {number}: {error}") from None
         if text is not None:
-            print(json.dumps(text, ensure_ascii=False) if as_json else text, flush=True)
+            told = json.dumps(text, ensure_ascii=False) if as_json else text
+            print(for_terminal(told), flush=True)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backgpt.cli.terminal import for_terminal
+
 if TYPE_CHECKING:
     from backgpt.api import Model
     from backgpt.around import Surrounded
@@ -34,7 +36,7 @@ class Printer:
         else:
             text = record["text"] if self._is_first else _BETWEEN + record["text"]
         self._is_first = False
-        print(text, flush=True)
+        print(for_terminal(text), flush=True)
 
 
 def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
