@@ -35,6 +35,7 @@ LIMITS = httpx.Limits(
     max_keepalive_connections=20,
     keepalive_expiry=2.0,  # seconds, less than servers keep a connection: uvicorn's default is 5
 )
+MOST_LINE_BYTES = 1 << 20  # of a stream, which tells a few ids a line
 NEVER = -100.0  # OpenAI's bias for an id that must not come
 OURS = "backgpt"
 
@@ -289,6 +290,8 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     rest = b""
     async for data in response.aiter_bytes():
         *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > MOST_LINE_BYTES:
+            raise _bad_gateway("answered a line that does not end")
         for line in lines:
             content = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or content == b"[DONE]":
@@ -308,7 +311,14 @@ def _reading() -> Iterator[None]:
     """Around what reads an answer: what its shape does not allow is the other server's fault."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         log.error("upstream: %s", place_of(error))
         raise _bad_gateway("answered what cannot be read") from None
 
