@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -227,6 +228,18 @@ def test_without_a_home_the_variable_for_downloads_is_named(
         default_cache()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "backgpt"
+
+
+@pytest.mark.parametrize(("value", "told"), [(b"\xff", r"xff"), (date(2026, 1, 2), "date")])
+def test_what_parquet_has_and_json_has_not_is_told(
+    tmp_path: Path, value: object, told: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": [value]}), path)
+    with pytest.raises(DataError, match=rf"field 'text' is .*{told}.*, not text"):
+        texts(path)
 
 
 def test_parquet_without_pyarrow_names_the_extra(

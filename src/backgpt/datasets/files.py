@@ -232,7 +232,8 @@ def _text_field(record: dict[str, Any], field: str, origin: str) -> str:
         raise DataError(f"{origin}: no field {field!r}; it has {names}: name the one with the text")
     value = "" if record[field] is None else record[field]
     if not isinstance(value, str):
-        raise DataError(f"{origin}: field {field!r} is {json.dumps(value)[:40]}, not text")
+        told = json.dumps(value, default=repr)[:40]  # Parquet has bytes and dates as well
+        raise DataError(f"{origin}: field {field!r} is {told}, not text")
     return value
 
 
