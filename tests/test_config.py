@@ -94,9 +94,10 @@ def test_toml_brings_settings_back_as_they_were(text: str, lr: float) -> None:
 def test_a_toml_file_that_is_not_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml"):
         read_toml(tmp_path / "no.toml")
-    (tmp_path / "bad.toml").write_text("lr = = 1")
-    with pytest.raises(ConfigError, match=r"bad\.toml"):
-        read_toml(tmp_path / "bad.toml")
+    for text in ("lr = = 1", "lr = " + "9" * 5000, "lr = " + "[" * 10_000):
+        (tmp_path / "bad.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"bad\.toml"):
+            read_toml(tmp_path / "bad.toml")
 
 
 def test_settings_cannot_be_changed() -> None:
