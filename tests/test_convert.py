@@ -536,6 +536,8 @@ def test_bad_folders_are_refused(
     assert "transformers cannot read it" in message(
         rope_parameters={"rope_type": "none-such", "rope_theta": 1e4}
     )
+    for key in ("rope_parameters", "rope_scaling"):
+        assert f"{key} must be a table" in message(**{key: [1]})
     assert "no such token" in message("--direction", "backward", "--stop", "<end>")
     absent = message(eos_token_id=402)  # the model has it, as padding, and the tokenizer has not
     assert "has no token of id 402, which the model ends with: name one with --stop" in absent
@@ -567,6 +569,11 @@ def test_bad_folders_are_refused(
     ):
         save_file({**weights, **changed}, source / "model.safetensors")
         assert reason in refused(capsys, out, source, "--direction", "backward")
+    index = source / "model.safetensors.index.json"
+    for name in ("../other.safetensors", 5):
+        index.write_text(json.dumps({"weight_map": {norm: name}}))
+        assert "index.json is damaged" in refused(capsys, out, source, "--direction", "backward")
+    index.unlink()
     (source / "model.safetensors").write_bytes(b"12345678")
     assert "damaged" in refused(capsys, out, source, "--direction", "backward")
     (source / "model.safetensors").unlink()

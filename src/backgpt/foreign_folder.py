@@ -114,6 +114,9 @@ def _check_config(source: Path, values: dict[str, Any]) -> None:
         )
     if values.get("quantization_config") is not None:
         raise UsageError(f"{path}: the weights are quantized: give the ones they were made from")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(values.get(key) or {}, dict):
+            raise CorruptFileError(f"{path}: {key} must be a table: copy the folder again")
 
 
 def _config(source: Path, values: dict[str, Any]) -> ModelConfig:
@@ -149,7 +152,7 @@ def _weight_files(source: Path) -> list[Path]:
     """Return the files with weights. Raises DataError if they are not safetensors."""
     if (source / INDEX).is_file():
         names = read_json(source / INDEX).get("weight_map")
-        if not isinstance(names, dict) or any(Path(n).name != n for n in names.values()):
+        if not isinstance(names, dict) or any(Path(str(n)).name != n for n in names.values()):
             raise CorruptFileError(f"{source / INDEX} is damaged: copy the folder again")
         files = sorted({source / name for name in names.values()})
     else:
