@@ -486,3 +486,4 @@ def test_an_unknown_model_is_a_404_that_names_those_there_are(address: str) -> N
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "tiny, plain, words, calm" in answer.json()["error"]["message"]
+    assert len(post(address, PATH, model="x" * 100_000, prompt="x").text) < 1000

@@ -15,6 +15,7 @@ from backgpt.order import Direction
 from backgpt.server.answers import ModelCard, ModelDetails, ModelList
 from backgpt.server.failures import ApiError
 
+MOST_SHOWN = 80  # characters of a name that there is not
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
@@ -102,7 +103,7 @@ class Catalog:
         if served is None:
             raise ApiError(
                 404,
-                f"there is no model {name!r} here: choose one of {self.names}",
+                f"there is no model {name[:MOST_SHOWN]!r} here: choose one of {self.names}",
                 param="model",
                 code="model_not_found",
             )
