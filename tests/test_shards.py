@@ -177,6 +177,14 @@ def test_a_shard_of_another_tokenizer_is_refused(tmp_path: Path, tokenizer: Toke
         open_dataset(tmp_path)
 
 
+def test_an_id_that_the_tokenizer_has_not_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    documents = [[5, tokenizer.vocab_size]]
+    make(tmp_path / "train-00000.bin", documents, tokenizer_sha256=tokenizer.sha256)
+    with pytest.raises(CorruptFileError, match=f"has id {tokenizer.vocab_size}"):
+        open_dataset(tmp_path)
+
+
 def test_a_dataset_folder_that_lacks_something_says_what(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

@@ -269,7 +269,8 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
     """Open the folder that `prepare` made: `tokenizer.json`, `train-*.bin`, `valid-*.bin`.
 
     Raises DataError if the folder, the tokenizer or the training shards are missing, or if a
-    shard was made with another tokenizer; CorruptFileError as `open_shard`.
+    shard was made with another tokenizer; CorruptFileError as `open_shard`, and with `verify` for
+    an id that the tokenizer has not.
     """
     if not path.is_dir():
         raise DataError(f"there is no dataset folder at {path}: run 'backgpt prepare' to make it")
@@ -288,6 +289,12 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
             raise DataError(
                 f"{shard.path} was made with tokenizer {shard.tokenizer_sha256[:12]}, but "
                 f"{tokenizer_path} is {tokenizer.sha256[:12]}: prepare the dataset again"
+            )
+        largest = int(shard.ids.max()) if verify and shard.n_tokens else 0
+        if largest >= tokenizer.vocab_size:
+            raise CorruptFileError(
+                f"{shard.path} has id {largest}, its tokenizer ids below {tokenizer.vocab_size}: "
+                f"{_DAMAGED}"
             )
     return Dataset(tokenizer=tokenizer, train=train, valid=valid)
 
