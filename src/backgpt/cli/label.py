@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
-from backgpt.cli.given import WHICH_MODEL, Device, Separator, TextField, check_limit
+from backgpt.cli.given import WHICH_MODEL, Device, Separator, TextField, check_limit, open_model
 from backgpt.errors import UsageError, printable
 
 
@@ -61,7 +61,6 @@ def label(
         raise UsageError(f"{file} is a folder: give a file")
     if twin is not None and score not in (None, "forward"):
         raise UsageError(f"--twin is for --score forward: leave it out with {score}")
-    from backgpt.api import load
     from backgpt.cli.progress import LabelProgress
     from backgpt.config import build
     from backgpt.datasets import Tally
@@ -71,7 +70,7 @@ def label(
     from backgpt.label_batch import LabelSettings
 
     loaded = load_chat_model(model, device)
-    forward = load(twin, direction="forward", device=device) if twin else None
+    forward = open_model(twin, engine=None, device=device, direction="forward") if twin else None
     if forward is not None and not forward.takes_chat:
         print(
             f"backgpt: {twin} was never tuned on conversations: its scores say little of questions",
