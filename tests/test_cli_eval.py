@@ -108,6 +108,7 @@ def test_a_card_is_written_printed_and_the_same_again(
         f"Backward {models / 'backward'}, forward {models / 'forward'}; held_out.jsonl" in done.out
     )
     assert done.err.endswith(f"written to {tmp_path / 'one'}\n")
+    assert "NativeEngine(float32)" in done.out or "TorchEngine(float32, cpu)" in done.out
     command("eval", *twins, "--data", data, "--out", tmp_path / "two", *SMALL)
     first, second = (
         read_as(ReportCard, tmp_path / name / "report.json") for name in ("one", "two")

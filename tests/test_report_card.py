@@ -1,5 +1,6 @@
 """The report card: figures against others computed otherwise, the same again, and its text."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import backgpt
 from backgpt import evaluate_twins, report_card
 from backgpt.api import Model
 from backgpt.bridge import Bridge
@@ -88,6 +90,17 @@ def measure(
 @pytest.fixture(scope="module")
 def card(model: Model, some: list[str]) -> ReportCard:
     return measure([(model, model.turned())], some)
+
+
+def test_a_card_tells_code_engine_and_texts(
+    card: ReportCard, model: Model, some: list[str]
+) -> None:
+    assert card.made.backgpt == backgpt.__version__
+    assert card.made.engine == repr(model.engine)
+    texts = b"\0".join(text.encode() for text in some)
+    assert card.made.texts_sha256 == hashlib.sha256(texts).hexdigest()
+    assert f"backgpt {backgpt.__version__} and {card.made.engine}; " in render_card(card)
+    assert card.made.texts_sha256[:12] in render_card(card)
 
 
 @pytest.mark.slow

@@ -145,6 +145,18 @@ class Speed(Settings):
     scored: float
 
 
+class Made(Settings):
+    """What another run of the same code has to have for the same figures.
+
+    `engine` is that of the first model, and the numbers it computes in; `texts_sha256` is of the
+    held-out texts as UTF-8, with a NUL between them.
+    """
+
+    backgpt: str
+    engine: str
+    texts_sha256: str
+
+
 class ReportCard(Settings):
     """What was measured of a backward model and its forward twin on held-out texts.
 
@@ -157,6 +169,7 @@ class ReportCard(Settings):
     model: str
     twin: str
     data: str
+    made: Made
     context: int
     unlike: tuple[str, ...] = ()
     trained: tuple[SeenData | None, SeenData | None] = (None, None)

@@ -4,9 +4,11 @@ Takes twins and held-out texts; gives a `report.ReportCard`. The same seed gives
 speed aside.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from backgpt import __version__
 from backgpt.api import Model, check_twins
 from backgpt.errors import DataError, UsageError
 from backgpt.evaluate import (
@@ -31,7 +33,7 @@ from backgpt.evaluate_twins import (
     measure_speed,
 )
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
-from backgpt.report import ReportCard, Reranked
+from backgpt.report import Made, ReportCard, Reranked
 from backgpt.score import context_size, score_texts
 
 LEAST_BRIDGED = 2  # as an interval takes
@@ -170,6 +172,11 @@ def report_card(
         model=names[0],
         twin=names[1],
         data=data,
+        made=Made(
+            backgpt=__version__,
+            engine=repr(model.engine),
+            texts_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        ),
         context=context,
         unlike=unlike(*pairs),
         trained=(model.trained, twin.trained),

@@ -45,6 +45,9 @@ def render_card(card: ReportCard) -> str:
         f"On the machine at hand: {card.speed.one_stream:,.0f} tokens/s writing one text, "
         f"{card.speed.eight_streams:,.0f} writing eight together, "
         f"{card.speed.scored:,.0f} scoring.",
+        "",
+        f"Made with backgpt {card.made.backgpt} and {card.made.engine}; the texts have the SHA-256 "
+        f"`{card.made.texts_sha256[:12]}`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -103,6 +103,9 @@ class NativeEngine:
         self._n_rows = 0
         _ENGINES.add(self)
 
+    def __repr__(self) -> str:
+        return f"NativeEngine({self.dtype})"
+
     @property
     def weight_bytes(self) -> int:
         """How many bytes of weights one token passes over."""

@@ -62,6 +62,9 @@ class TorchEngine:
         self._free: list[int] = [0]
         self.lock = threading.RLock()
 
+    def __repr__(self) -> str:
+        return f"TorchEngine({str(self.model.dtype).removeprefix('torch.')}, {self.device})"
+
     @one_at_a_time
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:

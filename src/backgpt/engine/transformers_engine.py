@@ -66,6 +66,10 @@ class TransformersEngine:
         self._caches: dict[int, Any] = {}
         self.lock = threading.RLock()
 
+    def __repr__(self) -> str:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return f"TransformersEngine({dtype}, {self._device})"
+
     @one_at_a_time
     @torch.inference_mode()
     def prefill(self, ids: IdArray, copies: int = 1) -> tuple[list[int], FloatArray]:
