@@ -818,6 +818,22 @@ def test_the_arrow_keys_go_from_word_to_word(server: Scripted, visit: Callable[[
     assert page.locator(f"{SHEETS} .lines [tabindex]").count() == 1
 
 
+def test_the_link_to_skip_the_head_leads_to_what_is_shown(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/completions"] = [story("One fox. ")]
+    page = visit(server.address)
+    focused = page.locator(":focus")
+    for view, id_ in (("Story", "ending"), ("BackChat", "message"), ("Both ways", "text-both")):
+        page.get_by_role("link", name=view).click()
+        page.locator("#skip").press("Enter")
+        expect(focused).to_have_attribute("id", id_)
+    page.get_by_role("link", name="Story").click()
+    write(page)
+    page.locator("#skip").press("Enter")
+    expect(focused).to_have_text("One")
+
+
 def test_views_have_addresses_and_fit_a_phone(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

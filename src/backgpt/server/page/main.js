@@ -77,9 +77,8 @@ document.addEventListener("keydown", stopByKey);
 byId("problem-close").addEventListener("click", () => showProblem(""));
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();
-  const first = document.querySelector(
-    "main > section:not([hidden]) :is(textarea, .word[tabindex])",
-  );
+  const places = document.querySelectorAll("main textarea, main .word[tabindex]");
+  const first = [...places].find((place) => place.checkVisibility());
   if (first instanceof HTMLElement) first.focus();
 });
 offerModels();
