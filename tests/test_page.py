@@ -428,7 +428,8 @@ def test_settings_are_asked_of_the_server_and_saved(
     page = visit(server.address)
     choose(page, "length", "short")
     page.click("#more summary")
-    settings = {"opening": "One day", "words": "cake, rain", "seed": "7", "max_tokens": "50"}
+    settings = {"opening": "One day", "words": "cake, Snow White,", "seed": "7"}
+    settings["max_tokens"] = "50"
     for name, value in settings.items():
         page.fill(f"#settings [name={name}]", value)
     page.locator("#settings [name=temperature]").fill("1.25")
@@ -442,7 +443,7 @@ def test_settings_are_asked_of_the_server_and_saved(
         "temperature": 1.25,
         "seed": 7,
         "max_tokens": 50,
-        "backgpt": {"words": ["cake", "rain"], "length": "short"},
+        "backgpt": {"words": ["cake", "Snow White"], "length": "short"},
         "stream": True,
         "stream_options": {"order": "prepend"},
     }
@@ -451,7 +452,7 @@ def test_settings_are_asked_of_the_server_and_saved(
     record = json.loads(saved(page, "json", tmp_path))
     assert record["text"] == "One day, a fox. The end."
     assert record["seed"] == 7
-    assert record["steps"][0]["backgpt"] == {"words": ["cake", "rain"], "length": "short"}
+    assert record["steps"][0]["backgpt"] == {"words": ["cake", "Snow White"], "length": "short"}
 
 
 def test_a_model_without_hints_still_gets_words_and_a_length(

@@ -116,7 +116,8 @@ export class Settings {
   get hints() {
     const opening = this.field("opening").value;
     const words = this.field("words")
-      .value.split(/[\s,;]+/u)
+      .value.split(/[,;]/u)
+      .map((/** @type {string} */ word) => word.trim())
       .filter(Boolean);
     const length = this.field("length").value;
     return {
