@@ -884,6 +884,30 @@ def test_a_copied_text_has_no_line_breaks_of_the_sheet(
     assert copied == text + "The end."
 
 
+def test_a_copied_conversation_has_no_line_breaks_of_the_page(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    question, answer = "Was it  so? " * 20 + "Was it?", "It was so. " * 20 + "\nIt was."
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said(question), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    page.fill("#message", answer)
+    page.click("#chat-send")
+    page.locator("#chat-send").wait_for()
+    copied = page.evaluate(
+        """() => {
+          const clipboardData = new DataTransfer();
+          const copy = () => document.dispatchEvent(
+            new ClipboardEvent("copy", { clipboardData, cancelable: true }),
+          );
+          getSelection().selectAllChildren(document.querySelector("#exchanges article"));
+          copy();
+          return clipboardData.getData("text/plain");
+        }"""
+    )
+    lines = [line for line in copied.split("\n") if line]
+    assert lines[:5] == ["it asks", question, "you", *answer.split("\n")]
+
+
 def test_only_a_candidate_of_the_newest_exchange_is_kept_and_none_while_writing(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

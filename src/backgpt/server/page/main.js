@@ -5,6 +5,7 @@ import { Chat } from "./chat.js";
 import { byId, showProblem, shownProblem } from "./dom.js";
 import { keepFields } from "./draft.js";
 import { askForKey } from "./key.js";
+import { copyFlowing } from "./sheet.js";
 import { StoryDesk } from "./story.js";
 import { BothWays } from "./surprise.js";
 import { prepareWordMenu } from "./word_menu.js";
@@ -74,6 +75,7 @@ addEventListener("hashchange", () => {
   showView()?.focus();
 });
 document.addEventListener("keydown", stopByKey);
+document.addEventListener("copy", copyFlowing);
 byId("problem-close").addEventListener("click", () => showProblem(""));
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -70,6 +70,22 @@ export function copyExactly(event, lines) {
 }
 
 /**
+ * Copy what is selected of several texts, or beyond one, without the breaks of lines as well.
+ * @param {ClipboardEvent} event
+ */
+export function copyFlowing(event) {
+  const typed = event.target instanceof Element && event.target.closest("input, textarea");
+  if (event.defaultPrevented || typed || !event.clipboardData) return;
+  const { classList } = document.documentElement;
+  classList.add("flowing");
+  const text = `${getSelection()}`;
+  classList.remove("flowing");
+  if (!text) return;
+  event.clipboardData.setData("text/plain", text);
+  event.preventDefault();
+}
+
+/**
  * @param {Placed} placed
  * @returns {HTMLElement}
  */
