@@ -50,16 +50,22 @@ def sample(
         str | None,
         Option(help=f"What writes: {WHICH_MODEL}; stories if none is given."),
     ] = None,
-    ending: Annotated[str | None, Option(help="The ending to write toward; - reads it.")] = None,
+    ending: Annotated[
+        str | None, Option(help="The ending to write toward; - reads it from standard input.")
+    ] = None,
     opening: Annotated[
         str | None,
         Option(
             help="The text to go on from, running forward. With --ending a bridge is written, "
-            "from the one to the other; - reads it."
+            "from the one to the other; - reads it from standard input."
         ),
     ] = None,
     around: Annotated[
-        str | None, Option(help="A phrase to write around, to its left and to its right; - reads.")
+        str | None,
+        Option(
+            help="A phrase to write around, to its left and to its right; - reads it from "
+            "standard input."
+        ),
     ] = None,
     end_words: Annotated[
         str | None,
@@ -79,7 +85,10 @@ def sample(
         Option(help="How long the text should be: up to 130 words, up to 180, or more."),
     ] = None,
     prompt: Annotated[
-        str | None, Option(help="The given text, whichever way the model runs; - reads it.")
+        str | None,
+        Option(
+            help="The given text, whichever way the model runs; - reads it from standard input."
+        ),
     ] = None,
     direction: Annotated[
         Literal["backward", "forward"] | None,
