@@ -347,6 +347,23 @@ def test_a_model_goes_home_when_its_stage_is_done_and_the_plan_s_first_have_the_
     assert there("asked") == {"backchat", "base"}  # before what the plan has first
 
 
+def test_what_is_known_of_the_stages_outlives_a_write_that_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [stage, *_] = read_plan(TOY).stages
+    State(tmp_path).note(stage, state="done")
+
+    def cut_short(file: Path, text: str) -> None:
+        file.write_bytes(text.encode()[:5])
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", cut_short)
+        with pytest.raises(OSError, match="full"):
+            State(tmp_path).note(stage, state="stopped")
+    assert State(tmp_path).is_done(stage)
+
+
 def test_only_what_ships_tells_how_fast_training_is(tmp_path: Path) -> None:
     plan, state = read_plan(TOY), State(tmp_path)
     for stage, seen in zip(plan.stages, (9_999_999, 30_000), strict=False):

@@ -110,10 +110,12 @@ class State:
         self.compile: str = known.get("compile", "auto")
 
     def save(self) -> None:
-        """Write state.json."""
+        """Write state.json, whole or not at all: a call may be killed at any moment."""
         values = {"stages": self.stages, "brought": self.brought, "compile": self.compile}
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "state.json").write_text(json.dumps(values, indent=1) + "\n")
+        temporary = self.folder / "state.json.tmp"
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+        temporary.replace(self.folder / "state.json")
 
     def note(self, stage: Stage, **values: Any) -> None:
         """Remember something about a stage, at once."""
