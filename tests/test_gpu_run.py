@@ -212,12 +212,33 @@ def test_a_dataset_in_pieces_is_there_when_the_last_has_come(
     assert archive.unpack(there, "base")  # once unpacked it stays
 
 
+@pytest.mark.parametrize("whole", [0.5, 1.0])
+def test_stages_wait_for_a_dataset_that_came_damaged(tmp_path: Path, whole: float) -> None:
+    plan, home, there = read_plan(TOY), tmp_path / "home", tmp_path / "prepared"
+    for folder in (home / "stories", there):
+        folder.mkdir(parents=True)
+    (home / "stories" / "train-00000.bin").write_bytes(os.urandom(300))
+    archive.pack(home / "stories", home / "stories.tar.xz")
+    pieces = archive.cut(home / "stories.tar.xz", "stories", [0])
+    [(name, (_, content))] = pieces.items()
+    altered = content[:200] + bytes([content[200] ^ 1]) + content[201:]
+    (there / name).write_bytes(altered[: int(whole * len(altered))])
+    state = State(tmp_path)
+    for _ in range(2):
+        assert state.missing(plan, "stories") == ["a piece of stories is damaged: send it again"]
+    (there / name).write_bytes(content)
+    assert not State(tmp_path).missing(plan, "stories")  # the next call, which brought it again
+
+
 def test_a_dataset_has_another_in_it_as_often_as_the_plan_says(
     dataset_path: Path, tmp_path: Path
 ) -> None:
     plan, state = read_plan(TOY), State(tmp_path)
     base = next(stage for stage in plan.stages if stage.name == "base")
-    assert state.missing(plan, "base") == ["a piece of base", "a piece of stories"]
+    assert state.missing(plan, "base") == [
+        "a piece of base did not come yet",
+        "a piece of stories did not come yet",
+    ]
     for name in ("base", "stories"):
         shutil.copytree(dataset_path, tmp_path / "prepared" / name)
     before = open_dataset(tmp_path / "prepared" / "base")

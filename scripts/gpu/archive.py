@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 PIECES = ".tar.xz."  # NAME.tar.xz.1-of-2, NAME.tar.xz.2-of-2
+DAMAGED = (lzma.LZMAError, tarfile.TarError, EOFError)  # what unpacking such pieces raises
 
 
 def pack(dataset: Path, archive: Path) -> None:
@@ -45,7 +46,10 @@ def cut(archive: Path, name: str, filled: list[int]) -> dict[str, tuple[int, byt
 
 
 def unpack(folder: Path, name: str) -> bool:
-    """Unpack the dataset `name` beside its pieces in `folder`; return whether it is there."""
+    """Unpack the dataset `name` beside its pieces in `folder`; return whether it is there.
+
+    Raises one of DAMAGED if the pieces are.
+    """
     target = folder / name
     if target.is_dir():
         return True

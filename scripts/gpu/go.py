@@ -177,8 +177,7 @@ def _waits_for(stage: Stage, plan: Plan, state: State) -> str:
     before = next((other for other in plan.stages if other.name == stage.begins), None)
     if before is not None and not state.is_done(before) and not state.run(stage).exists():
         return f"{before.name} comes before it"
-    missing = state.missing(plan, stage.data)
-    return f"{', '.join(missing)} did not come yet" if missing else ""
+    return ", ".join(state.missing(plan, stage.data))
 
 
 class Home:

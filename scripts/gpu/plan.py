@@ -108,6 +108,8 @@ class State:
         self.stages: dict[str, dict[str, Any]] = known.get("stages", {})
         self.brought: dict[str, list[Any]] = known.get("brought", {})
         self.compile: str = known.get("compile", "auto")
+        self._damaged: set[str] = set()
+        """Datasets whose pieces could not be unpacked, which is not tried twice in a call."""
 
     def save(self) -> None:
         """Write state.json, whole or not at all: a call may be killed at any moment."""
@@ -137,16 +139,27 @@ class State:
         return [json.loads(line) for line in lines]
 
     def missing(self, plan: Plan, name: str) -> list[str]:
-        """Return what has yet to come of a dataset, which is unpacked if it is all there."""
+        """Return what a dataset lacks; if that is nothing, it is unpacked."""
         if "chat" not in plan.data[name]:
             prepared, others = self.folder / PREPARED, plan.more.get(name, {})
-            needed = [part for part in (name, *others) if not archive.unpack(prepared, part)]
-            if not needed:
+            lacking = [what for part in (name, *others) if (what := self._lacking(part))]
+            if not lacking:
                 times = {prepared / other: times for other, times in others.items()}
                 _repeat(times, prepared / name)
-            return [f"a piece of {part}" for part in needed]
+            return lacking
         data = self.folder / "data"
-        return [file for file in plan.files(name) if not list(data.glob(f"{file}*"))]
+        files = [file for file in plan.files(name) if not list(data.glob(f"{file}*"))]
+        return [f"{file} did not come yet" for file in files]
+
+    def _lacking(self, part: str) -> str:
+        """Return what a dataset in pieces lacks, nothing if it is unpacked now."""
+        if part not in self._damaged:
+            try:
+                there = archive.unpack(self.folder / PREPARED, part)
+                return "" if there else f"a piece of {part} did not come yet"
+            except archive.DAMAGED:
+                self._damaged.add(part)
+        return f"a piece of {part} is damaged: send it again"
 
     def given(self, stage: Stage) -> dict[str, Any] | None:
         """Return how far a stage's weights that were brought along are, or None without any."""
