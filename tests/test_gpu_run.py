@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -411,6 +412,29 @@ def test_what_does_not_stop_is_killed_soon_after_the_end_of_a_call(tmp_path: Pat
     for job in jobs:
         job.finish(state, clock)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let it go on")
+def test_a_stage_is_stopped_when_the_call_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    stage = "print('begun', flush=True)\ntry: time.sleep(60)\nfinally: print('saved', flush=True)"
+    heeds = "signal.signal(signal.SIGTERM, lambda *_: sys.exit())"
+    stage = f"import signal, sys, time\n{heeds}\n{stage}"
+    call = (
+        "import os, signal, sys, time; from pathlib import Path; import jobs, plan\n"
+        f"state = plan.State(Path({str(tmp_path)!r}))\n"
+        f"jobs.Job(plan.Stage('base', 1), [sys.executable, '-c', {stage!r}], state)\n"
+        "while 'begun' not in Path(state.folder / 'base.log').read_text(): time.sleep(0.01)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    paths = {**ENVIRONMENT, "PYTHONPATH": str(SCRIPTS / "gpu")}
+    done = subprocess.run([sys.executable, "-c", call], env=paths, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    for _ in range(500):
+        if "saved" in (tmp_path / "base.log").read_text():
+            break
+        time.sleep(0.02)
+    assert (tmp_path / "base.log").read_text().split() == ["begun", "saved"]
 
 
 @pytest.mark.parametrize("what", [("status",), ("go", "--out", "home")])

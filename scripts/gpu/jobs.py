@@ -3,6 +3,7 @@
 Each is a command of its own, with a log in the state folder; nothing here imports torch.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from plan import GIVEN, PREPARED, Plan, Stage, State, speed
 
 STOPPED = 128 + signal.SIGTERM
 PATIENCE = 3  # times its seconds that a check or a race may take
+PR_SET_PDEATHSIG = 1  # as <linux/prctl.h> has it
 SAVING_SECONDS = 15  # after the end of a call, for all stages to save themselves, at most
 
 
@@ -49,7 +51,12 @@ class Job:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with self.log.open("ab" if stage.kind == "train" else "wb") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=out, cwd=state.folder / "code", env=environment
+                command,
+                stdout=out,
+                stderr=out,
+                cwd=state.folder / "code",
+                env=environment,
+                preexec_fn=_end_with_the_call,
             )
 
     def has_ended(self) -> bool:
@@ -78,6 +85,15 @@ class Job:
             print(_tail(self.log), flush=True)
         clock.say(f"{self.stage.name}: {outcome}")
         return outcome
+
+
+def _end_with_the_call() -> None:
+    """Have Linux stop this process with SIGTERM when the one that started it is gone.
+
+    Else it would go on for good, and its stage could not be begun in the next call.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def only_compiled_failed(log: Path) -> bool:
