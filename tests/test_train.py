@@ -155,6 +155,23 @@ def test_hints_that_no_document_gets_are_told_of(dataset_path: Path, tmp_path: P
     assert "no document fits into 8 ids: none gets hints" in notes.notices
 
 
+@pytest.mark.parametrize(("grad_accum_steps", "told"), [(1, True), (3, True), (4, False)])
+def test_processes_that_have_nothing_to_do_are_told_of(
+    dataset_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    grad_accum_steps: int,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(run_module, "spread", lambda model, *rest: model)
+    config = settings(dataset_path, tmp_path / "run", grad_accum_steps=grad_accum_steps)
+    notes = Notes()
+    with closing(Run(config, notes, Ranks(0, world_size=2))) as run:
+        run.resume()
+    waiting = f"grad_accum_steps = {grad_accum_steps} micro-batches in a step are dealt to 2 pro"
+    assert any(notice.startswith(waiting) for notice in notes.notices) == told
+
+
 def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from backgpt import load

@@ -157,6 +157,12 @@ class Run:
             f"{n_parameters / 1e6:.1f}M parameters on {self.device.type}: {self.max_steps:,} steps "
             f"of up to {ids:,} ids, the first of them slower"
         )
+        n_ranks, dealt = self.ranks.world_size, config.grad_accum_steps
+        if dealt % n_ranks:
+            self._notice(
+                f"grad_accum_steps = {dealt} micro-batches in a step are dealt to {n_ranks} "
+                f"processes, some of which wait for others: a multiple of {n_ranks} keeps all busy"
+            )
         if self.ranks.first:
             self.board = _board(self.config) if self.config.tensorboard else None
             run_folder.write_settings(self.config)
