@@ -31,7 +31,7 @@ from backgpt.errors import (
     TrainingError,
     UsageError,
 )
-from backgpt.files import held
+from backgpt.files import held, whole_file
 from backgpt.model_folder import BEST, LATEST, pointed, read_model
 from backgpt.prepare import prepare
 from backgpt.prepared import sources_of
@@ -436,6 +436,25 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(
     train(config, report=Notes())
     train(settings(dataset_path, tmp_path / "whole"), report=Notes())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_what_a_killed_run_was_writing_is_deleted_when_it_goes_on(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    unended: list[Any] = []
+
+    def die() -> None:
+        writing = whole_file(tmp_path / "run" / "metrics.jsonl")
+        writing.__enter__().write_text("half of")  # SIGKILL has nothing leave a block
+        unended.append(writing)
+        raise KeyboardInterrupt
+
+    config = settings(dataset_path, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, report=Notes({2: die}))
+    assert list((tmp_path / "run").glob(".metrics.jsonl.*.tmp"))
+    train(config, report=Notes())
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_run_that_dies_while_it_tells_its_loss_loses_neither_best_nor_samples(

@@ -18,6 +18,7 @@ from backgpt.checkpoint import CHECKPOINTS, checkpoints
 from backgpt.config import TrainConfig, build, read_toml, to_toml
 from backgpt.errors import ConfigError, printable
 from backgpt.files import cannot_write, write_whole
+from backgpt.manifest import TEMPORARY
 from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
@@ -105,7 +106,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def rewind(run: Path, step: int) -> None:
-    """Forget what was written after `step`, from which the run is resumed."""
+    """Forget what was written after `step`, from which the run is resumed.
+
+    What was being written when the run was killed is deleted.
+    """
+    for unfinished in run.glob(f".*{TEMPORARY}"):
+        if unfinished.is_file():
+            unfinished.unlink()
     kept = [record for record in read_metrics(run) if record["step"] <= step]
     write_whole(run / METRICS, "".join(_line(record) for record in kept).encode())
     if (run / SAMPLES).is_file():
