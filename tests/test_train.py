@@ -36,7 +36,7 @@ from backgpt.model_folder import BEST, LATEST, pointed, read_model
 from backgpt.prepare import prepare
 from backgpt.prepared import sources_of
 from backgpt.run import Run
-from backgpt.run_folder import check_same_run, plot, read_metrics, write_settings
+from backgpt.run_folder import add_metrics, check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train
 
 TINY = {
@@ -352,6 +352,13 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     with pytest.raises(BackgptError, match="No space left"):
         train(config, report=Notes())
     assert read_checkpoint(checkpoints(config.out)[0]).step == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_a_disk_that_is_full_for_metrics_names_them(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(BackgptError, match=r"cannot write .*metrics\.jsonl: No space .*make room"):
+        add_metrics(tmp_path, [{"step": 1}])
 
 
 def test_other_settings_are_refused_and_nothing_is_touched(

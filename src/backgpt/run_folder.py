@@ -120,9 +120,12 @@ def rewind(run: Path, step: int) -> None:
 
 
 def add_metrics(run: Path, records: Iterable[Record]) -> None:
-    """Append records to `metrics.jsonl`."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.writelines(map(_line, records))
+    """Append records to `metrics.jsonl`. Raises BackgptError if that cannot be."""
+    try:
+        with (run / METRICS).open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, records))
+    except OSError as error:
+        raise cannot_write(run / METRICS, error) from None
 
 
 def add_samples(run: Path, step: int, texts: Iterable[str]) -> None:
