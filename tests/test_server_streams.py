@@ -1,16 +1,45 @@
 """How a stream is sent: events as they come, comments in silence, and never two things at once."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+import selectors
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
-from backgpt.server import streams
 from backgpt.server.channel import Channel
-from backgpt.server.streams import COMMENT, END, Chunk, Stream
+from backgpt.server.streams import COMMENT, END, SECONDS_BETWEEN_COMMENTS, Chunk, Stream
+
+T = TypeVar("T")
+
+
+class ClockThatJumps(asyncio.SelectorEventLoop):
+    """An event loop that never sleeps: when all wait, it is later at once.
+
+    Seconds are in quarters, which add up exactly.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__(selectors.DefaultSelector())
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def jump(timeout: float | None = None) -> Any:
+            self.now += timeout or 0.0
+            return select(0)
+
+        self._selector.select = jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now
+
+
+def run(test: Coroutine[Any, Any, T]) -> T:
+    """Run a test whose seconds take no time, however busy the machine is."""
+    with asyncio.Runner(loop_factory=ClockThatJumps) as runner:
+        return runner.run(test)
 
 
 async def sent(chunks: AsyncIterator[Chunk], *, seconds_to_send: float = 0.0) -> list[bytes]:
@@ -37,33 +66,58 @@ async def sent(chunks: AsyncIterator[Chunk], *, seconds_to_send: float = 0.0) ->
     return bodies[1:-2]
 
 
-def test_comments_come_in_silence_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SECONDS_BETWEEN_COMMENTS", 0.1)
-
+def test_comments_come_in_silence_and_only_then() -> None:
     async def chunks() -> AsyncIterator[Chunk]:
         for number in range(6):
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.75 * SECONDS_BETWEEN_COMMENTS)
             yield {"n": number}
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(3.5 * SECONDS_BETWEEN_COMMENTS)
         yield {"n": "last"}
 
-    bodies = asyncio.run(sent(chunks()))
+    bodies = run(sent(chunks()))
     assert COMMENT not in bodies[:6]
-    assert 2 <= bodies.count(COMMENT) <= 3
-    assert bodies[-1] == b'data: {"n": "last"}\n\n'
+    assert bodies[6:] == [COMMENT] * 3 + [b'data: {"n": "last"}\n\n']
 
 
-def test_nothing_is_sent_while_something_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "SECONDS_BETWEEN_COMMENTS", 0.003)
-
+def test_nothing_is_sent_while_something_else_is() -> None:
     async def chunks() -> AsyncIterator[Chunk]:
         for number in range(20):
-            await asyncio.sleep(0.004)
+            await asyncio.sleep(1.25 * SECONDS_BETWEEN_COMMENTS)
             yield {"n": number}
 
-    bodies = asyncio.run(sent(chunks(), seconds_to_send=0.004))
+    bodies = run(sent(chunks(), seconds_to_send=1.25 * SECONDS_BETWEEN_COMMENTS))
     assert COMMENT in bodies
     assert len([body for body in bodies if body != COMMENT]) == 20
+
+
+def test_when_the_client_leaves_nothing_more_is_sent_and_nothing_goes_on() -> None:
+    async def endless() -> AsyncIterator[Chunk]:
+        while True:
+            await asyncio.sleep(0.75 * SECONDS_BETWEEN_COMMENTS)
+            yield {}
+            await asyncio.sleep(3 * SECONDS_BETWEEN_COMMENTS)
+
+    async def test() -> None:
+        left = False
+        closed: list[Channel] = []
+        late: list[Any] = []
+
+        async def receive() -> Any:
+            nonlocal left
+            await asyncio.sleep(9.5 * SECONDS_BETWEEN_COMMENTS)
+            left = True
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if left:
+                late.append(message)
+
+        channel = Channel(1, closed.append)
+        await asyncio.wait_for(Stream(channel, endless())({"type": "http"}, receive, send), 60)
+        assert (closed, late) == ([channel], [])
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(test())
 
 
 def test_an_event_costs_no_task_of_its_own() -> None:
@@ -83,4 +137,4 @@ def test_an_event_costs_no_task_of_its_own() -> None:
         assert len(await sent(chunks())) == 200
         return count
 
-    assert asyncio.run(test()) <= 5
+    assert run(test()) <= 5
