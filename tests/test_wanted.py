@@ -341,9 +341,9 @@ def test_texts_have_the_length_that_they_should(
     ending, opening = (None, "The cat.") if way else ("The cat.", None)
     n_obeyed = 0
     for length in LENGTHS:
-        texts = model.write(ending, opening=opening, length=length, n=12, seed=1)
+        texts = model.write(ending, opening=opening, length=length, n=6, seed=1)
         n_obeyed += sum(length_of(text.text) == length for text in texts)
-    assert n_obeyed > 24  # unasked they are 12
+    assert n_obeyed > 12  # unasked they are 6
 
 
 def test_a_length_needs_a_marker_of_the_edge(
