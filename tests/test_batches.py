@@ -208,7 +208,7 @@ def test_micro_batches_stay_within_their_budget(dataset: Dataset) -> None:
             assert found.batch(indices).inputs.size <= 8 * BLOCK_SIZE
 
 
-def test_little_is_padding(dataset: Dataset) -> None:
+def test_little_is_padding_and_micro_batches_are_nearly_full(dataset: Dataset) -> None:
     found, plan = windows(dataset, "backward"), batches(dataset)
     sizes = [
         found.batch(indices).inputs.size
@@ -216,6 +216,7 @@ def test_little_is_padding(dataset: Dataset) -> None:
         for indices in plan.step(step)
     ]
     assert found.n_targets / sum(sizes) > 0.9
+    assert np.mean(sizes) > 0.9 * 8 * BLOCK_SIZE
 
 
 def test_cutting_by_length_keeps_every_window_within_the_budget() -> None:
@@ -224,6 +225,13 @@ def test_cutting_by_length_keeps_every_window_within_the_budget() -> None:
     assert sorted(int(i) for group in groups for i in group) == list(range(500))
     for group in groups:
         assert len(group) * (-(-lengths[group].max() // 8) * 8) <= 400
+
+
+def test_no_batch_has_room_for_the_next_window() -> None:
+    lengths = np.random.default_rng(1).integers(1, 100, 500)
+    padded = -(-lengths // 8) * 8
+    for group, following in pairwise(cut_by_length(np.arange(500), lengths, budget=400)):
+        assert (len(group) + 1) * padded[following[0]] > 400
 
 
 def test_a_window_longer_than_the_budget_stands_alone() -> None:
@@ -315,3 +323,20 @@ def test_hints_that_do_not_fit_are_left_out(dataset: Dataset) -> None:
     hint = dataset.tokenizer.control_id("<|hint|>")
     for seed in range(20):
         assert hint not in tight.batch(np.array([index]), hints=1.0, seed=(seed,)).inputs
+
+
+def test_hints_that_fit_to_the_last_id_are_given(dataset: Dataset) -> None:
+    longest = max(len(s.document(i)) for s in dataset.train for i in range(len(s)))
+    index = int(np.argmax(both_ways(dataset, block_size=longest + 2).lengths))
+    hint = dataset.tokenizer.control_id("<|hint|>")
+
+    def read(block_size: int) -> list[int]:
+        found = both_ways(dataset, block_size=block_size)
+        batch = found.batch(np.array([index]), hints=1.0, seed=(3,))
+        last = int(np.flatnonzero(batch.targets[0] != IGNORE)[-1])
+        return list(map(int, batch.inputs[0, : last + 1]))
+
+    whole = read(longest + 500)
+    assert hint in whole
+    assert read(len(whole)) == whole
+    assert hint not in read(len(whole) - 1)
