@@ -284,5 +284,22 @@ def test_messages_are_read_back_from_ids_as_they_were(tokenizer: Tokenizer, unit
     assert made.messages(tail)[0] == messages[-2]
 
 
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_what_is_given_and_scored_is_cleaned_as_what_was_trained_on(
+    tokenizer: Tokenizer, direction: Direction
+) -> None:
+    made = template(tokenizer, direction)
+    clean = made.reply("Who?\nWhy?", context="It rained.\nA lot.")
+    odd = made.reply(" Who?\r\nWhy?\n", context="\nIt rained.\r\nA lot. ")
+    assert odd.ids.tolist() == clean.ids.tolist()
+    written = made.written(clean, "Yes.\nNo.")
+    assert made.written(clean, " Yes.\r\nNo.\n").tolist() == written.tolist()
+
+
+def test_a_context_of_white_space_is_none(tokenizer: Tokenizer) -> None:
+    made = template(tokenizer)
+    assert made.reply("Who?", context=" \n").ids.tolist() == made.reply("Who?").ids.tolist()
+
+
 def _last() -> Message:
     return Message("assistant", "That is all.")

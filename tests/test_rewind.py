@@ -86,6 +86,13 @@ def test_saved_ids_give_the_same_probabilities_as_the_live_cache(tokenizer: Toke
     np.testing.assert_allclose(live, reloaded, atol=1e-4)
 
 
+def test_no_two_messages_of_several_conversations_are_drawn_with_one_seed(
+    tokenizer: Tokenizer,
+) -> None:
+    found = model_of(tokenizer).rewind("The dog.", turns=3, n=3, max_new_tokens=5, seed=4)
+    assert [transcript.seed for transcript in found] == [4, 7, 10]
+
+
 def test_questions_and_replies_come_with_log_probabilities_and_without_tags(
     tokenizer: Tokenizer,
 ) -> None:
