@@ -322,6 +322,8 @@ SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "It."}]
     [
         ({"instruction": "Who?", "response": "It.", "context": None}, ""),
         ({"instruction": "Who?", "output": "It.", "input": "A cat."}, "A cat."),
+        ({"instruction": "Who?", "response": "It.", "output": "I."}, ""),
+        ({"instruction": "Who?", "response": "It.", "context": "A.", "input": "B."}, "A.\n\nB."),
         ({"messages": [("system", "Be kind."), *TALK]}, "Be kind."),
         ({"messages": [("system", "Be kind."), *TALK], "context": "A cat."}, "A cat.\n\nBe kind."),
         ({"messages": [*TALK, ("assistant", None)]}, ""),
@@ -378,6 +380,7 @@ def test_null_is_an_empty_text_as_it_is_in_parquet(tmp_path: Path) -> None:
     [
         ('{"messages": "hi"}', "not a list"),
         ('{"messages": [{"role": "prompter", "content": "x"}]}', "role = 'prompter'"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', r"role = \['user'\]"),
         ('{"messages": [{"role": "user"}]}', "no field 'content'"),
     ],
 )

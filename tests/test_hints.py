@@ -44,6 +44,7 @@ def test_obedience_is_judged_by_whole_words_in_any_case() -> None:
     assert not Hints(words=("dog", "cat")).obeyed_by(STORY)["words"]
     assert not Hints(opening="once upon").obeyed_by(STORY)["opening"]
     assert not Hints(opening="Once upon a ti").obeyed_by(STORY)["opening"]
+    assert Hints(opening="Once ").obeyed_by(STORY)["opening"]  # which ends no word
     assert not Hints(length="long").obeyed_by(STORY)["length"]
 
 
