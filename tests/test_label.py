@@ -15,6 +15,7 @@ import torch
 
 from backgpt.api import Model
 from backgpt.chat import Template
+from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.datasets import Document, Tally, read_conversations
 from backgpt.datasets.files import read_file
@@ -452,6 +453,35 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def test_a_text_file_is_split_at_a_separator_that_stays_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("The dog ran.\n***\nThe cat sat.")
+    given = ["label", source, "--out", tmp_path / "out.jsonl", "--model", run, "--candidates=1"]
+    for separator, code in ((r"\n***\n", 0), ("***", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, given), "--max-new-tokens=9", f"--separator={separator}"])
+        assert ended.value.code == code
+    out, err = capsys.readouterr()
+    assert " of 2; " in out
+    assert r"begun with separator = '\n***\n', not with separator = '***'" in err
+
+
+def test_a_twin_that_was_not_tuned_on_conversations_is_told_of(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("The dog ran.")
+    given = ["label", source, "--model", run, "--candidates=1", "--max-new-tokens=9"]
+    for name, twin in (("untuned", run.parent / "run"), ("tuned", run)):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, given), f"--twin={twin}", f"--out={tmp_path / name}.jsonl"])
+        assert ended.value.code == 0
+        said = "was never tuned on conversations" in capsys.readouterr().err
+        assert said == (name == "untuned")
 
 
 @pytest.mark.slow
