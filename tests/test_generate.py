@@ -356,6 +356,18 @@ def test_nothing_to_go_on_from_is_refused(tokenizer: Tokenizer) -> None:
         collect(random_engine(tokenizer), lang, lang.prompt("", at_edge=False), sampling=GREEDY)
 
 
+def test_behind_a_stop_string_nothing_is_drawn_nor_counted(tokenizer: Tokenizer) -> None:
+    lang = language(tokenizer)
+    prompt, engine = lang.prompt("The end.", at_edge=True), random_engine(tokenizer)
+    [whole] = collect(engine, lang, prompt, sampling=GREEDY, max_new_tokens=40)
+    steps, stop = engine.steps, whole.text[-20:-8]
+    [stopped] = collect(engine, lang, prompt, sampling=GREEDY, max_new_tokens=40, stop=[stop])
+    assert stopped.ids.tolist() == whole.ids.tolist()[: stopped.n_tokens]
+    assert stopped.n_tokens < whole.n_tokens
+    assert engine.steps - steps == stopped.n_tokens - 1
+    assert not engine.rows
+
+
 def test_many_prompts_together_give_what_each_gives_alone(tokenizer: Tokenizer) -> None:
     def logits(read: list[int]) -> FloatArray:
         random = np.random.default_rng(read)

@@ -14,12 +14,14 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
 from backgpt.api import Model
+from backgpt.bridge import BRIDGES_TRIED
 from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.server.channel import Channel, Ended, Part, Wrote
 from backgpt.server.decode import DecodeThread
 from backgpt.server.failures import ApiError, BusyError, FaultError
 from backgpt.server.scheduler import Scheduler, SliceTask, WriteTask
+from backgpt.server.schema import MOST_TRIED
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, JSON, catalog_of, joined, post, serving, until
 from tiny_models import Watched, tiny_model
@@ -94,6 +96,18 @@ def test_work_in_slices_takes_turns_with_streams(model: Model) -> None:
             before = scheduler.n_drawn
             scheduler.round([], [])
             assert scheduler.n_drawn == before + 1
+
+    on_a_loop(test)
+
+
+def test_a_text_that_comes_to_a_stop_string_is_let_go_of_at_once(model: Model) -> None:
+    async def test() -> None:
+        scheduler, writing = Scheduler(max_running=8), channel()
+        scheduler.round([WriteTask(writing, part(model, stop=["e"]))], [])
+        while not writing.ended:
+            scheduler.round([], [])
+        assert scheduler.n_running == 0
+        assert not engine_of(model).rows
 
     on_a_loop(test)
 
@@ -474,6 +488,14 @@ def test_more_texts_than_run_at_a_time_are_written_one_after_the_other(model: Mo
         assert [f"{choice['text']}The end." for choice in choices] == [one.text for one in texts]
         bridges = post(address, PATH, prompt="One day", suffix="The end.", **asked)
         assert len(bridges.json()["choices"]) == 1
+
+
+def test_of_bridges_no_more_are_tried_than_may_be_asked_for(model: Model) -> None:
+    decoder, many = DecodeThread(), {"n": 9, "max_tokens": 1}
+    with serving(catalog_of(model), decoder=decoder) as address:
+        bridges = post(address, PATH, prompt="One day", suffix="The end.", **many)
+        assert len(bridges.json()["choices"]) == 9
+        assert decoder.n_drawn == MOST_TRIED < 9 * BRIDGES_TRIED
 
 
 def test_what_remains_of_a_request_is_not_refused_by_a_server_that_is_full_by_then(
