@@ -102,6 +102,17 @@ def test_too_long_a_body_is_refused_whatever_it_says(address: str) -> None:
         assert answer.json()["error"]["code"] == "too_large"
 
 
+def test_a_body_may_have_all_the_bytes_that_are_allowed_and_not_one_more(
+    tokenizer: Tokenizer,
+) -> None:
+    rules = Rules(most_body_bytes=len(BODY))
+    with serving(catalog_of(tiny_model(tokenizer)), rules=rules) as address:
+        for content, status in ((BODY, 200), (BODY + b" ", 413)):
+            whole = CLIENT.post(address + PATH, content=content, headers=JSON)
+            in_parts = CLIENT.post(address + PATH, content=iter([content]), headers=JSON)
+            assert (whole.status_code, in_parts.status_code) == (status, status)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -263,10 +274,9 @@ def test_unknown_paths_and_methods_are_told_in_openais_shape(address: str) -> No
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/openapi.json"])
 def test_without_the_key_nothing_is_done(locked: str, path: str) -> None:
-    for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "key"}):
-        answer = CLIENT.request(
-            "POST" if path == PATH else "GET", locked + path, headers={**JSON, **header}
-        )
+    for given in ("", "Bearer wrong", "key", "key é", "Basic key é"):
+        header: dict[str, Any] = {**JSON, "authorization": given.encode()}
+        answer = CLIENT.request("POST" if path == PATH else "GET", locked + path, headers=header)
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
