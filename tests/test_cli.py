@@ -19,6 +19,8 @@ from rich.live import Live
 
 import backgpt
 from backgpt import run_folder
+from backgpt.api import Model
+from backgpt.bridge import BRIDGES_TRIED, Bridge
 from backgpt.checkpoint import checkpoints
 from backgpt.cli import main
 from backgpt.cli.growing import lines_from_end, show_growing
@@ -27,6 +29,7 @@ from backgpt.config import TrainConfig, to_toml
 from backgpt.run import RunResult
 from backgpt.shape import PRESETS
 from backgpt.shards import open_dataset
+from backgpt.verse import LINES_TRIED, Verse
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 TRAIN = [
@@ -432,6 +435,28 @@ def test_of_more_bridges_the_best_are_shown_and_either_way_can_write_them() -> N
         assert records[0]["logprob"] >= records[1]["logprob"]
         shown[direction] = [record["middle"] for record in records]
     assert not set(shown["backward"]) & set(shown["forward"])
+
+
+def test_as_many_bridges_and_lines_are_tried_as_from_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+
+    def bridge(_: Model, opening: str, ending: str, n: int, **__: object) -> list[Bridge]:
+        tried.append(n)
+        return []
+
+    def verse(*_: object, candidates: int, **__: object) -> list[Verse]:
+        tried.append(candidates)
+        return []
+
+    monkeypatch.setattr(Model, "bridge", bridge)
+    monkeypatch.setattr(Model, "verse", verse)
+    for asked in (("--opening=One day", "--ending=The end.", "-n2"), ("--end-words=day", "-n2")):
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", "--seed=1", *asked])
+        assert ended.value.code == 0
+    assert tried == [2 * BRIDGES_TRIED, LINES_TRIED]
 
 
 def test_a_text_around_a_phrase_has_it_byte_for_byte() -> None:
