@@ -437,15 +437,6 @@ REFUSED = [
     ({"prompt": "x", "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
     ({"prompt": [300], "backgpt": {"raw": {}, "length": "short"}}, "a length needs an id to stop"),
     ({"prompt": [[300]], "backgpt": {"raw": {}}}, "a raw prompt is one list of ids"),
-    (
-        {
-            "prompt": [300],
-            "backgpt": {"raw": {}},
-            "stream": True,
-            "stream_options": {"order": "prepend"},
-        },
-        "stream_options.order does not go with a raw prompt",
-    ),
     ({"prompt": [99999], "backgpt": {"raw": {}}}, "an id is unknown"),
     ({"prompt": [300], "backgpt": {"raw": {"later": [300]}}}, "no control id"),
     ({"prompt": "x", "temperature": -1}, "temperature"),
