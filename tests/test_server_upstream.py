@@ -1,6 +1,7 @@
 """Writing on another server: on a second one of ours, and on what vLLM was recorded to say."""
 
 import asyncio
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -11,12 +12,14 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra serve")
 
+import uvicorn
+
 from backgpt.api import Model
 from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.server.channel import Ended, Part
 from backgpt.server.failures import ApiError
-from backgpt.server.upstream import Upstream
+from backgpt.server.upstream import LIMITS, Upstream
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, catalog_of, chunks_of, joined, post, serving, until
 from tiny_models import Watched, tiny_model
@@ -405,6 +408,12 @@ def test_more_than_a_hundred_are_written_at_a_time(model: Model) -> None:
         server.close()
 
     asyncio.run(test())
+
+
+def test_a_connection_is_given_up_before_the_server_behind_closes_it() -> None:
+    kept_behind = inspect.signature(uvicorn.Config).parameters["timeout_keep_alive"].default
+    assert LIMITS.keepalive_expiry is not None
+    assert LIMITS.keepalive_expiry < kept_behind
 
 
 class Closing(httpx.MockTransport):
