@@ -16,6 +16,7 @@ pytest.importorskip("openai", reason="its client is what is tested")
 
 import httpx
 import openai
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -279,14 +280,25 @@ def test_without_the_extra_it_says_which() -> None:
     )
 
 
-@pytest.mark.slow
-def test_no_web_sockets_are_taken_past_the_guard() -> None:
-    program = (
-        "import uvicorn\nuvicorn.Server.run = lambda self, sockets: print(self.config.ws)\n"
-        "from backgpt.cli import main\nmain(['serve', '--model=stories', '--port=0'])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "none\n", done.stderr
+def test_no_web_sockets_are_taken_past_the_guard_and_no_connection_is_closed_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configs: list[uvicorn.Config] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        configs.append(server.config)
+        sockets[0].close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model=stories", "--port=0", "--threads=1", "--grace-seconds=7.5"])
+    [config] = configs
+    assert (ended.value.code, config.ws) == (0, "none")
+    of_clients = httpx.Limits().keepalive_expiry
+    assert of_clients is not None
+    assert config.timeout_keep_alive > of_clients
+    assert config.timeout_graceful_shutdown is not None
+    assert config.timeout_graceful_shutdown > 7.5 + 1  # streams say that they end
 
 
 def test_neither_the_package_nor_its_help_loads_the_servers_libraries() -> None:
