@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backgpt.errors import UsageError
-from backgpt.hints import LENGTH_LIMITS, NO_HINTS, Hints, draw_hints, length_of, words_of
+from backgpt.hints import NO_HINTS, Hints, draw_hints, length_of, words_of
 
 STORY = (
     "Once upon a time, there was a little dog named Max. Max didn't like the rain.\n"
@@ -81,9 +81,8 @@ def test_words_that_are_not_letters_only_count_as_well(word: str, text: str, obe
     assert Hints(words=(word,)).obeyed_by(text) == {"words": obeyed}
 
 
-def test_length_classes_meet_at_their_limits() -> None:
-    short, medium = LENGTH_LIMITS
-    found = [length_of("word " * count) for count in (0, short, short + 1, medium, medium + 1)]
+def test_length_classes_meet_where_they_did_when_the_built_in_models_were_trained() -> None:
+    found = [length_of("word " * count) for count in (0, 130, 131, 180, 181)]
     assert found == ["short", "short", "medium", "medium", "long"]
 
 
@@ -105,6 +104,10 @@ def test_words_keep_their_apostrophes_and_no_other_marks() -> None:
 def test_a_hint_that_says_nothing_is_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Hints(**given)  # type: ignore[arg-type]
+
+
+def test_as_many_words_as_may_be_asked_for_are_taken() -> None:
+    assert len(Hints(words=("a b", *"cdefghijklmnop")).each_word) == 15
 
 
 def test_no_hints_are_false_and_any_is_true() -> None:
