@@ -407,6 +407,14 @@ def test_a_prompt_that_cannot_be_read_leaves_no_row_of_the_others(tokenizer: Tok
     assert not engine.rows
 
 
+def test_nothing_is_read_if_one_of_many_prompts_does_not_fit(tokenizer: Tokenizer) -> None:
+    engine, backward = random_engine(tokenizer), language(tokenizer)
+    prompts = [backward.prompt(text, at_edge=True) for text in ("The end.", "word " * 100)]
+    with pytest.raises(UsageError, match="the model reads at most 64"):
+        collect_all(engine, backward, prompts, [1, 2], sampling=GREEDY)
+    assert engine.most_rows == 0
+
+
 def test_pieces_return_the_text_that_they_make(tokenizer: Tokenizer) -> None:
     def logits(read: list[int]) -> FloatArray:
         return np.random.default_rng(read).normal(size=tokenizer.vocab_size) * 3
