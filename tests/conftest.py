@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models only wait for a second thread
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or onnxruntime reports to its makers
 
 import pytest
 from hypothesis import HealthCheck, settings
