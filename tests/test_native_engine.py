@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from backgpt.cores import count_cores
 from backgpt.engine import Dtype
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import CorruptFileError, UsageError
@@ -565,6 +566,11 @@ def test_an_interrupted_prefill_frees_its_rows() -> None:
 
 def tasks() -> int:
     return len(os.listdir("/proc/self/task"))
+
+
+def test_no_more_threads_are_taken_than_there_are_cores() -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL), isa="plain", threads=count_cores() + 9)
+    assert engine.threads == count_cores()
 
 
 def resident_bytes() -> int:

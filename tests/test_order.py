@@ -104,6 +104,12 @@ def test_a_leftmost_space_waits_for_what_stands_before_it() -> None:
     assert decoder.flush() == ""
 
 
+def test_of_several_spaces_that_begin_a_line_one_is_not_in_the_text() -> None:
+    units = [b"   a", b"\n", b"   b"]
+    assert grow_rightward(units) == "  a\n  b"
+    assert grow_leftward(units[::-1]) == "  a\n  b"
+
+
 def test_broken_characters_become_replacement_characters() -> None:
     assert grow_leftward([b"a", b"\x82", b"\xe2", b"b"]) == b"b\xe2\x82a".decode(errors="replace")
     assert grow_leftward([b"\x82\xac"]) == "\ufffd\ufffd"
