@@ -1459,6 +1459,24 @@ def test_a_long_conversation_goes_on_from_its_newest_messages(
     expect(status).to_have_text(re.compile(f"it read the newest {len(told)} of 7 messages"))
 
 
+def test_a_conversation_about_something_else_goes_on_from_nothing_before_it(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Why?"), "[DONE]"])]
+    page = visit(server.address + "#/backchat")
+    for answer, context in (("One.", ""), ("Two.", "A fox."), ("Three.", "A fox.")):
+        fill_hidden(page, "#say [name=context]", context)
+        page.fill("#message", answer)
+        page.click("#chat-send")
+        expect(page.locator("#message")).to_have_value("")
+    expect(page.locator("#exchanges .lines")).to_have_count(6)
+    told = [
+        [message["content"] for message in body["messages"]]
+        for body in server.bodies("/v1/chat/completions")
+    ]
+    assert told == [["One."], ["Two."], ["Three.", "Why?", "Two."]]
+
+
 def test_a_conversation_that_is_refused_for_its_length_is_told_without_its_oldest_messages(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
