@@ -19,6 +19,7 @@ from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.server.channel import Ended, Part
 from backgpt.server.failures import ApiError
+from backgpt.server.schema import MOST_RAW
 from backgpt.server.upstream import LIMITS, Upstream
 from backgpt.tokenizer import Tokenizer
 from serving import CLIENT, catalog_of, chunks_of, joined, post, serving, until
@@ -448,3 +449,8 @@ def test_what_means_nothing_for_raw_ids_is_refused(
     answer = post(addresses[0], PATH, **{"prompt": [300], "backgpt": {"raw": {}}, **more})
     assert answer.status_code == 400
     assert "does not go with a raw prompt" in answer.json()["error"]["message"]
+
+
+def test_as_many_raw_texts_as_may_be_asked_for_are_written(addresses: tuple[str, str]) -> None:
+    asked = {"prompt": [300], "backgpt": {"raw": {}}, "n": MOST_RAW, "max_tokens": 1}
+    assert len(post(addresses[0], PATH, **asked).json()["choices"]) == MOST_RAW
