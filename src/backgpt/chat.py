@@ -95,7 +95,7 @@ class Template:
         """Return the prompt for an answer to `question`, for either twin."""
         if not question.strip():
             raise UsageError("the question is empty: give one")
-        tag, question = self.tag("assistant"), cleaned(question)
+        tag = self.tag("assistant")
         if self.language.direction == "forward":
             asked = self.turns([Message("user", question)])
             ids = self._ids([self._start_id, *asked, tag], context)
