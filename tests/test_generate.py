@@ -407,6 +407,20 @@ def test_a_prompt_that_cannot_be_read_leaves_no_row_of_the_others(tokenizer: Tok
     assert not engine.rows
 
 
+def test_a_text_may_stop_at_what_its_last_bytes_turn_out_to_be(tokenizer: Tokenizer) -> None:
+    lang = language(tokenizer)
+    prompt = lang.prompt("The end.", at_edge=True)
+    half = tokenizer.token_bytes.index(b"\xa9")  # of a character whose first byte is to come
+    engine = script(tokenizer, [half] * 2, len(prompt.ids))
+    ways: dict[str, Any] = {"sampling": GREEDY, "max_new_tokens": 1}
+    for stop, reason, text in (
+        ([], "length", "\ufffd The end."),
+        (["\ufffd"], "stop", " The end."),
+    ):
+        [found] = collect(engine, lang, prompt, stop=stop, **ways)
+        assert (found.finish_reason, found.text) == (reason, text)
+
+
 def test_nothing_is_read_if_one_of_many_prompts_does_not_fit(tokenizer: Tokenizer) -> None:
     engine, backward = random_engine(tokenizer), language(tokenizer)
     prompts = [backward.prompt(text, at_edge=True) for text in ("The end.", "word " * 100)]

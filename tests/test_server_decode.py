@@ -157,6 +157,23 @@ def test_a_client_that_waits_for_a_whole_text_and_leaves_stops_it(model: Model) 
         assert engine.n_steps < 1500
 
 
+def test_a_client_that_leaves_with_its_text_has_canceled_nothing(model: Model) -> None:
+    async def test() -> None:
+        scheduler, served, leaving = Scheduler(max_running=3), channel(), channel()
+        writing = [
+            WriteTask(served, part(model, max_new_tokens=1)),
+            WriteTask(leaving, part(model)),
+        ]
+        scheduler.round(writing, [])
+        assert (served.ended, leaving.ended) == (True, False)
+        scheduler.round([], [served])
+        assert scheduler.n_canceled == 0
+        scheduler.round([], [leaving])
+        assert scheduler.n_canceled == 1
+
+    on_a_loop(test)
+
+
 def test_work_of_a_client_that_leaves_is_closed(model: Model) -> None:
     async def test() -> None:
         closed: list[bool] = []
@@ -488,6 +505,15 @@ def test_more_texts_than_run_at_a_time_are_written_one_after_the_other(model: Mo
         assert [f"{choice['text']}The end." for choice in choices] == [one.text for one in texts]
         bridges = post(address, PATH, prompt="One day", suffix="The end.", **asked)
         assert len(bridges.json()["choices"]) == 1
+
+
+def test_parts_of_a_part_have_its_samples_and_its_choices(model: Model) -> None:
+    whole = replace(part(model, n=5, first=3, seed=1), first=10)
+    parts = list(whole.split(2))
+    assert [(one.job.first, one.job.n, one.first) for one in parts] == [
+        *((3, 2, 10), (5, 2, 12), (7, 1, 14)),
+    ]
+    assert {one.job.seed for one in parts} == {1}
 
 
 def test_of_bridges_no_more_are_tried_than_may_be_asked_for(model: Model) -> None:
