@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from backgpt.evaluate import (
     drawn,
     first_of_each,
     last_sentence,
+    measure_hints,
     measure_loss,
     measure_obedience,
     repeats,
@@ -210,6 +212,20 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
     assert result["opening"].asked == 6
     assert result["opening"].obeyed == 0
     assert all(not request["opening"] and not request["words"] for request in given)
+
+
+def test_hints_that_are_given_and_those_kept_back_are_not_mixed_up(
+    texts: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: Model, chosen: list[str], *, told: bool, **__: object) -> tuple[Any, ...]:
+        return told, chosen
+
+    monkeypatch.setattr("backgpt.evaluate.measure_obedience", measured)
+    hinted, said = replace(model, takes_hints=True), list[str]()
+    found: Any = measure_hints(hinted, texts, 4, seed=1, max_new_tokens=3, say=said.append)
+    chosen = choose(texts, 4, seed=2)
+    assert found == ((True, chosen), (False, chosen))
+    assert ["given" in line for line in said] == [True, False]
 
 
 def test_chosen_texts_follow_the_seed(texts: list[str]) -> None:
