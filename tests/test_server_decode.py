@@ -208,6 +208,7 @@ def test_a_full_server_says_so_and_when_to_come_again(model: Model) -> None:
         for thread in threads:
             thread.start()
         until(lambda: decoder.in_flight == 3)
+        assert "\nbackgpt_samples_in_flight 3.0\n" in CLIENT.get(address + "/metrics").text
         refused = post(address, PATH, **ENDLESS, max_tokens=3)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
