@@ -19,6 +19,7 @@ constexpr int kGroup = 32;          // columns of an int4 row that share a scale
 constexpr int kInt8Bias = 128;      // int8 weights are stored as w + 128: VNNI wants them unsigned
 constexpr int kInt4Bias = 8;
 constexpr int kPage = 64;           // positions in a page of the cache
+constexpr int kQueries = 4;         // of a text, that read its keys and values together
 
 // A packed matrix, as `Matrix` lays it out.
 struct Packed {
@@ -72,10 +73,11 @@ struct Kernels {
   // Writes one position's key and value, (head_dim) and (padded_dim), into its page.
   void (*remember)(const float* key, const float* value, int position, const Memory& memory);
 
-  // What one query finds in positions [0, length): out (padded_dim) = softmax(q k * scale) v.
-  // `scores` has room for `length` floats rounded up to whole pages.
-  void (*attend)(const float* query, int length, float scale, const Memory& memory, float* scores,
-                 float* out);
+  // What `count` queries find, 1 or kQueries, of positions that follow each other: of query q, in
+  // positions [0, length + q), out[q] (padded_dim) = softmax(q k * scale) v. `scores` has room for
+  // `count` times their number rounded up to whole pages.
+  void (*attend)(const float* queries, size_t stride, int count, int length, float scale,
+                 const Memory& memory, float* scores, float* out);
 
   // log(sum(exp(x))) of `count` numbers; overwrites them and their padding up to a multiple of 32.
   float (*log_sum_exp)(float* x, int count);

@@ -370,78 +370,111 @@ inline void prefetch_bytes(const uint8_t* p, size_t count) {
   for (size_t line = 0; line < count; line += 64) V::prefetch(p + line);
 }
 
-// scores = q k * scale for all positions of the pages that `length` reaches.
-template <class V, class Number>
-inline void score_keys(const float* query, int length, float scale, const Memory& memory,
-                       float* scores) {
-  constexpr int kVectors = 4, kStep = kVectors * V::kWidth;
+// How many vectors of sums each of Q queries has: of several, as many as registers hold.
+template <class V, int Q>
+constexpr int kQueryVectors = Q == 1 ? 4 : V::kTileTokens * V::kTileVectors / Q;
+
+// scores[q] = query[q] k * scale for all positions of the steps that `length` reaches.
+template <class V, class Number, int Q>
+inline void score_keys(const float* queries, size_t query_stride, int length, float scale,
+                       const Memory& memory, float* scores, size_t score_stride) {
+  constexpr int kVectors = kQueryVectors<V, Q>, kStep = kVectors * V::kWidth;
   static_assert(kPage % kStep == 0, "a page is whole steps");
   for (int start = 0; start < length; start += kStep, scores += kStep) {
     const uint8_t* page = memory.pages[start / kPage] + memory.keys;
     const Number* keys = reinterpret_cast<const Number*>(page) + start % kPage;
-    typename V::Floats sums[kVectors] = {};
+    typename V::Floats sums[Q][kVectors] = {};
     const uint8_t* next = following_page(memory, start, length) + memory.keys;
     for (int d = 0; d < memory.head_dim; ++d, keys += kPage, next += kPage * sizeof(Number)) {
       prefetch_bytes<V>(next, kPage * sizeof(Number));
-      for (int n = 0; n < kVectors; ++n)
-        sums[n] = V::fma(V::set(query[d]), load_as<V>(keys + n * V::kWidth), sums[n]);
+      typename V::Floats row[kVectors];
+      for (int n = 0; n < kVectors; ++n) row[n] = load_as<V>(keys + n * V::kWidth);
+      for (int q = 0; q < Q; ++q)
+        for (int n = 0; n < kVectors; ++n)
+          sums[q][n] = V::fma(V::set(queries[q * query_stride + d]), row[n], sums[q][n]);
     }
-    for (int n = 0; n < kVectors; ++n)
-      V::store(scores + n * V::kWidth, V::mul(sums[n], V::set(scale)));
+    for (int q = 0; q < Q; ++q)
+      for (int n = 0; n < kVectors; ++n)
+        V::store(scores + q * score_stride + n * V::kWidth, V::mul(sums[q][n], V::set(scale)));
   }
 }
 
-// out[0 .. N vectors) = factor * sum over positions of weight * value. Two chains of sums, for
-// even and odd positions.
-template <class V, class Number, int N>
-inline void mix_values(const float* weights, int length, float factor, const Memory& memory,
-                       int offset, float* out) {
+// out[q][0 .. N vectors) = factor[q] * sum over positions [0, length + q) of weight * value. Two
+// chains of sums, for even and odd positions.
+template <class V, class Number, int Q, int N>
+inline void mix_values(const float* weights, size_t weight_stride, int length, const float* factors,
+                       const Memory& memory, int offset, float* out) {
   using F = typename V::Floats;
-  F even[N] = {}, odd[N] = {};
-  for (int start = 0; start < length; start += kPage) {
-    const uint8_t* page = memory.pages[start / kPage] + memory.values;
-    const Number* values = reinterpret_cast<const Number*>(page) + offset;
-    const int count = length - start < kPage ? length - start : kPage;
+  F sums[Q][2][N] = {};
+  const auto values_of = [&](int position) {
+    const uint8_t* page = memory.pages[position / kPage] + memory.values;
+    return reinterpret_cast<const Number*>(page) + position % kPage * memory.padded_dim + offset;
+  };
+  const int shared = length - length % 2;  // pairs of positions that all queries find
+  for (int start = 0; start < shared; start += kPage) {
+    const Number* values = values_of(start);
+    const int end = shared - start < kPage ? shared : start + kPage;
     const uint8_t* next = following_page(memory, start, length) + memory.values;
     next += offset * sizeof(Number);
-    const size_t row = memory.padded_dim * sizeof(Number);
-    int t = 0;
-    for (; t + 1 < count; t += 2, values += 2 * memory.padded_dim, next += 2 * row) {
-      prefetch_bytes<V>(next, N * V::kWidth * sizeof(Number));
-      prefetch_bytes<V>(next + row, N * V::kWidth * sizeof(Number));
-      const F first = V::set(weights[start + t]), second = V::set(weights[start + t + 1]);
-      for (int n = 0; n < N; ++n) {
-        even[n] = V::fma(first, load_as<V>(values + n * V::kWidth), even[n]);
-        odd[n] = V::fma(second, load_as<V>(values + memory.padded_dim + n * V::kWidth), odd[n]);
+    for (int t = start; t < end; t += 2) {
+      for (int odd = 0; odd < 2; ++odd, values += memory.padded_dim) {
+        prefetch_bytes<V>(next, N * V::kWidth * sizeof(Number));
+        next += memory.padded_dim * sizeof(Number);
+        F row[N];
+        for (int n = 0; n < N; ++n) row[n] = load_as<V>(values + n * V::kWidth);
+        for (int q = 0; q < Q; ++q) {
+          const F weight = V::set(weights[q * weight_stride + t + odd]);
+          for (int n = 0; n < N; ++n) sums[q][odd][n] = V::fma(weight, row[n], sums[q][odd][n]);
+        }
       }
     }
-    if (t < count)
-      for (int n = 0; n < N; ++n)
-        even[n] = V::fma(V::set(weights[start + t]), load_as<V>(values + n * V::kWidth), even[n]);
   }
-  for (int n = 0; n < N; ++n)
-    V::store(out + n * V::kWidth, V::mul(V::add(even[n], odd[n]), V::set(factor)));
+  for (int q = 0; q < Q; ++q, weights += weight_stride, out += memory.padded_dim) {
+    for (int i = 0; i < Q && shared + i < length + q; ++i)  // those that are left, at most Q
+      for (int n = 0; n < N; ++n)
+        sums[q][i % 2][n] =
+            V::fma(V::set(weights[shared + i]), load_as<V>(values_of(shared + i) + n * V::kWidth),
+                   sums[q][i % 2][n]);
+    for (int n = 0; n < N; ++n)
+      V::store(out + n * V::kWidth,
+               V::mul(V::add(sums[q][0][n], sums[q][1][n]), V::set(factors[q])));
+  }
+}
+
+template <class V, class Number, int Q>
+inline void attend_as(const float* queries, size_t stride, int length, float scale,
+                      const Memory& memory, float* scores, float* out) {
+  const size_t room = static_cast<size_t>(length + Q - 1 + kPage - 1) / kPage * kPage;
+  score_keys<V, Number, Q>(queries, stride, length + Q - 1, scale, memory, scores, room);
+  float factors[Q];
+  for (int q = 0; q < Q; ++q)
+    factors[q] = 1.0f / exponentials<V>(scores + q * room, length + q).sum;
+  constexpr int kVectors = Q == 1 ? 4 : kQueryVectors<V, Q> / 2, kStep = kVectors * V::kWidth;
+  int offset = 0;
+  for (; offset + kStep <= memory.padded_dim; offset += kStep)
+    mix_values<V, Number, Q, kVectors>(scores, room, length, factors, memory, offset, out + offset);
+  if constexpr (kStep > kBlock)  // then half a step may be left
+    if (offset < memory.padded_dim)
+      mix_values<V, Number, Q, kVectors / 2>(scores, room, length, factors, memory, offset,
+                                             out + offset);
 }
 
 template <class V, class Number>
-inline void attend_as(const float* query, int length, float scale, const Memory& memory,
-                      float* scores, float* out) {
-  score_keys<V, Number>(query, length, scale, memory, scores);
-  const float factor = 1.0f / exponentials<V>(scores, length).sum;
-  int offset = 0;
-  for (; offset + 4 * V::kWidth <= memory.padded_dim; offset += 4 * V::kWidth)
-    mix_values<V, Number, 4>(scores, length, factor, memory, offset, out + offset);
-  for (; offset < memory.padded_dim; offset += 2 * V::kWidth)
-    mix_values<V, Number, 2>(scores, length, factor, memory, offset, out + offset);
+inline void attend_some(const float* queries, size_t stride, int count, int length, float scale,
+                        const Memory& memory, float* scores, float* out) {
+  if (count == kQueries)
+    attend_as<V, Number, kQueries>(queries, stride, length, scale, memory, scores, out);
+  else
+    attend_as<V, Number, 1>(queries, stride, length, scale, memory, scores, out);
 }
 
 template <class V>
-void attend(const float* query, int length, float scale, const Memory& memory, float* scores,
-            float* out) {
+void attend(const float* queries, size_t stride, int count, int length, float scale,
+            const Memory& memory, float* scores, float* out) {
   if (memory.half)
-    attend_as<V, uint16_t>(query, length, scale, memory, scores, out);
+    attend_some<V, uint16_t>(queries, stride, count, length, scale, memory, scores, out);
   else
-    attend_as<V, float>(query, length, scale, memory, scores, out);
+    attend_some<V, float>(queries, stride, count, length, scale, memory, scores, out);
 }
 
 template <class V>

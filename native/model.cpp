@@ -46,8 +46,8 @@ Model::Model(const Shape& shape, Dtype dtype, const Kernels& kernels, int thread
   scratches_.resize(pool_.threads());
   for (Scratch& scratch : scratches_) {
     scratch.normed = Buffer<float>(stream_stride_);
-    scratch.scores = Buffer<float>(round_up(shape.block_size, kPage));
-    scratch.head = Buffer<float>(padded_dim_);
+    scratch.scores = Buffer<float>(kQueries * round_up(shape.block_size, kPage));
+    scratch.head = Buffer<float>(kQueries * padded_dim_);
     make_input(scratch, 1);
   }
   make_input(together_, kMostTokens);
@@ -157,8 +157,9 @@ void Model::run(const Stage& stage, uint64_t number, int first, int last, int th
       for (int head = first; head < last; ++head) remember(layer, stage.layer, head);
       return;
     case Step::attend:
-      for (int i = first; i < last; ++i)
-        attend(layer, stage.layer, i / count, i % count, scratch);
+      for (int head = first / count; head * count < last; ++head)
+        attend(layer, stage.layer, head, std::max(first - head * count, 0),
+               std::min(last - head * count, count), scratch);
       return;
     case Step::output:
       return multiply(layer.output, input(), count, first, last, stream_, stream_stride_, true);
@@ -231,8 +232,7 @@ void Model::heads(const Layer& layer, const Stage& stage, const Input& input, in
   multiply(layer.qkv, input, tokens(), first * blocks, last * blocks, qkv_, qkv_stride_, false);
   for (int head = first; head < last; ++head) {
     remember(layer, stage.layer, head);
-    for (int token = 0; token < tokens(); ++token)
-      attend(layer, stage.layer, head, token, scratch);
+    attend(layer, stage.layer, head, 0, tokens(), scratch);
   }
 }
 
@@ -255,21 +255,37 @@ void Model::remember(const Layer& layer, int number, int kv_head) {
   }
 }
 
-// What the query heads of one key head find, for one token.
-void Model::attend(const Layer& layer, int number, int kv_head, int token, Scratch& scratch) {
-  const Place& place = places_[token];
-  const int dim = shape_.head_dim, half = dim / 2;
-  const size_t angles = static_cast<size_t>(place.position) * half;
+// What the query heads of one key head find, for tokens [first, last).
+void Model::attend(const Layer& layer, int number, int kv_head, int first, int last,
+                   Scratch& scratch) {
+  for (int token = first, count; token < last; token += count) {
+    const auto ours = [&](const Place& place) { return place.row == places_[token].row; };
+    const auto begin = places_.begin() + token;
+    count = last - token >= kQueries && std::all_of(begin, begin + kQueries, ours) ? kQueries : 1;
+    attend_together(layer, number, kv_head, token, count, scratch);
+  }
+}
+
+// For `count` tokens of one row.
+void Model::attend_together(const Layer& layer, int number, int kv_head, int token, int count,
+                            Scratch& scratch) {
+  const int dim = shape_.head_dim, half = dim / 2, position = places_[token].position;
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const Memory memory = cache_.memory(place.row, number, kv_head);
+  const Memory memory = cache_.memory(places_[token].row, number, kv_head);
   for (int head = 0; head < group(); ++head) {
-    float* query = heads_of(token, kv_head) + static_cast<size_t>(head) * padded_dim_;
-    kernels_.rms_norm(query, layer.query_norm.data(), dim, shape_.norm_eps, query);
-    kernels_.rotate(query, cos_.data() + angles, sin_.data() + angles, half);
-    kernels_.attend(query, place.position + 1, scale, memory, scratch.scores.data(),
-                    scratch.head.data());
-    std::copy_n(scratch.head.data(), dim, found_.data() + token * found_stride_ +
-                                              static_cast<size_t>(kv_head * group() + head) * dim);
+    float* queries = heads_of(token, kv_head) + static_cast<size_t>(head) * padded_dim_;
+    for (int i = 0; i < count; ++i) {
+      float* query = queries + i * qkv_stride_;
+      const size_t angles = static_cast<size_t>(position + i) * half;
+      kernels_.rms_norm(query, layer.query_norm.data(), dim, shape_.norm_eps, query);
+      kernels_.rotate(query, cos_.data() + angles, sin_.data() + angles, half);
+    }
+    kernels_.attend(queries, qkv_stride_, count, position + 1, scale, memory,
+                    scratch.scores.data(), scratch.head.data());
+    float* found = found_.data() + token * found_stride_;
+    for (int i = 0; i < count; ++i)
+      std::copy_n(scratch.head.data() + static_cast<size_t>(i) * padded_dim_, dim,
+                  found + i * found_stride_ + static_cast<size_t>(kv_head * group() + head) * dim);
   }
 }
 

@@ -113,7 +113,9 @@ class Model {
   void heads(const Layer& layer, const Stage& stage, const Input& input, int first, int last,
              Scratch& scratch);
   void remember(const Layer& layer, int number, int kv_head);
-  void attend(const Layer& layer, int number, int kv_head, int token, Scratch& scratch);
+  void attend(const Layer& layer, int number, int kv_head, int first, int last, Scratch& scratch);
+  void attend_together(const Layer& layer, int number, int kv_head, int token, int count,
+                       Scratch& scratch);
 
   int group() const { return shape_.n_head / shape_.n_kv_head; }
   int tokens() const { return static_cast<int>(places_.size()); }

@@ -251,6 +251,25 @@ def test_the_bits_are_the_same_whatever_is_read_beside(dtype: str, isa: str) -> 
         engine.release(rows)
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("shape", ["one key head for all", "heads wider than two blocks"])
+def test_queries_that_are_read_together_find_what_each_finds_alone(
+    shape: str, dtype: str, isa: str
+) -> None:
+    config = changed(SMALL, **ODD_SHAPES[shape])
+    engine = NativeEngine(config, random_weights(config), dtype=dtype, threads=2, isa=isa)
+    ids = some_ids(config, 132).astype(np.int32)  # more than two pages
+    rows = np.zeros_like(ids)
+    read = engine._model.read
+    alone = np.concatenate([read(rows[:1], ids[n : n + 1], 1) for n in range(len(ids))])
+    for first in (4, 5, 6, 7):  # where queries stand in pages, in fours, and in pairs
+        engine._model.release(0)
+        read(rows[:first], ids[:first], 0)
+        together = read(rows[first:], ids[first:], len(ids) - first)
+        np.testing.assert_array_equal(together, alone[first:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_pass_and_many_steps_give_the_same_log_probabilities(dtype: str) -> None:
     engine = NativeEngine(SMALL, random_weights(SMALL), dtype=dtype)
