@@ -137,6 +137,14 @@ def test_a_file_that_cuts_and_fills_up_texts_is_not_obeyed(
             assert encode(Tokenizer(text), given).tolist() == encode(tokenizer, given).tolist()
 
 
+def test_a_file_that_drops_merges_by_chance_is_not_obeyed(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = changed(tokenizer, tmp_path, lambda c: c["model"].update(dropout=0.5))
+    given = "Once upon a time there was a dragon."
+    assert Tokenizer(text).encode(given).tolist() == tokenizer.encode(given).tolist()
+
+
 def test_ids_are_counted_to_the_last_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = changed(tokenizer, tmp_path, lambda c: c["model"]["vocab"].update({"<|start|>": 5000}))
     assert Tokenizer(text).vocab_size == 5001

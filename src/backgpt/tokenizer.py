@@ -284,8 +284,10 @@ def opened(json_text: str) -> HFTokenizer:
     except BaseException as error:  # a bare Exception, or a panic in Rust, which is not even one
         raise CorruptFileError(f"not a tokenizer.json: {error}") from None
     hf.encode_special_tokens = True  # not kept in the file: typed markers stay text
-    hf.no_truncation()  # files from elsewhere may ask for both
+    hf.no_truncation()  # files from elsewhere may ask for these three
     hf.no_padding()
+    if isinstance(hf.model, models.BPE):
+        hf.model.dropout = None
     return hf
 
 
