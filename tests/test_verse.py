@@ -347,6 +347,8 @@ def test_rhyming_words_are_the_word_and_rhymes_that_the_model_knows(tokenizer: T
     assert sorted(found[1:]) == sorted(known)
     with pytest.raises(UsageError, match=r"6 words .* 'day'.* knows 4 besides"):
         rhyming(tokenizer, known | unknown, 6, 1)
+    with pytest.raises(UsageError, match=r"knows 0 besides it, give another word$"):
+        rhyming(tokenizer, unknown, 2, 1)
 
 
 def test_rhyming_words_differ_by_seed_and_the_likely_come_up_more_often(

@@ -136,9 +136,9 @@ def rhyming_words(
     likeliest = np.argsort(-probabilities, kind="stable")[: CHOICE * n]
     known = likeliest[probabilities[likeliest] >= RAREST_RHYME]
     if len(known) < n - 1:
+        advice = "ask for fewer or give another word" if len(known) else "give another word"
         raise UsageError(
-            f"{n} words that rhyme with {word!r}: the model knows {len(known)} besides it, "
-            "ask for fewer or give another word"
+            f"{n} words that rhyme with {word!r}: the model knows {len(known)} besides it, {advice}"
         )
     weights = probabilities[known] / probabilities[known].sum() if len(known) else None
     drawn = np.random.default_rng(seed).choice(known, n - 1, replace=False, p=weights)
