@@ -180,6 +180,16 @@ def test_settings_that_exclude_each_other_are_refused(
         chat_settings(base, tmp_path, **changes)
 
 
+def test_records_that_are_skipped_are_told_of_with_the_reason(base: Path, tmp_path: Path) -> None:
+    config, notes = chat_settings(base, tmp_path, max_steps=1), Notes()
+    alone, twice = [{"role": "user", "content": "x"}], [{"role": "user", "content": "x"}] * 2
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.writelines(f"\n{json.dumps({'messages': turns})}" for turns in (alone, twice, twice))
+    train(config, report=notes)
+    assert "1 records skipped, of fewer than two messages that say something" in notes.notices
+    assert "2 records skipped, in which users and assistants do not take turns" in notes.notices
+
+
 def test_files_without_conversations_stop_before_the_first_step(base: Path, tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.jsonl", [("Silence?", " ")])
     config = chat_settings(base, tmp_path, chat=(str(empty),))
