@@ -150,6 +150,7 @@ def test_what_twins_have_seen_is_told_and_compared(
     assert "on: backward 36,708 tokens of abababababab in 40 steps; forward 9,111" in text
     assert "## Ranking" not in text
     assert "## Bridges" not in text
+    assert "## Left out" not in text
     assert plot_card(found).startswith(PNG)
     assert unlike((backward, model.turned())) == ()  # of one it is not known
     other = replace(forward, trained=SeenData(40, 36_708, "cd" * 32))
@@ -336,8 +337,12 @@ def test_what_too_few_texts_can_be_used_for_is_left_out_and_said(
 ) -> None:
     lines = [f"Number {number} had a dog." for number in range(30)]
     said: list[str] = []
+    said_of_enough: list[str] = []
     extent = replace(SMALL, ranked=20, bridged=5)
     found = measure([(model, model.turned())], [*lines, *some[:4]], extent, say=said.append)
+    enough = replace(extent, ranked=0, bridged=4)
+    measure([(model, model.turned())], [*lines, *some[:4]], enough, say=said_of_enough.append)
+    assert not [line for line in said_of_enough if "asked for" in line]
     assert said[:2] == [
         "4 of 34 texts can be ranked: cut in half and read; 20 were asked for",
         "4 of 34 texts can be bridged: cut in three, within half of the context; 5 were asked for",
