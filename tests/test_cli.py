@@ -905,12 +905,14 @@ def test_a_device_that_is_none_is_named_before_an_extra_is_asked_for() -> None:
 def test_sampling_needs_torch_only_without_the_native_engine(run: Path) -> None:
     sample = ("sample", "--model", str(run), "--ending", "x", "--max-new-tokens", "5")
     native = "backgpt.engine._native"
-    assert_refused(run_without(("torch", native), *sample), 2, "pip install 'backgpt[train]'")
+    neither = run_without(("torch", native), *sample)
+    assert_refused(neither, 2, "pip install 'backgpt[train]'")
+    assert "runs in torch" not in neither.stderr
     assert_refused(run_without((native,), *sample, "--engine", "native"), 2, "C++ compiler")
     in_torch = run_without((native,), *sample)
     assert in_torch.returncode == 0
     notice, _ = in_torch.stderr.splitlines()
-    assert "no native engine" in notice
+    assert "no native engine, so the model runs in torch" in notice
     if find_spec(native):
         assert run_without(("torch",), *sample).returncode == 0
 

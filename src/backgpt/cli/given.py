@@ -54,9 +54,9 @@ def open_model(
 
     on_cpu = engine != "torch" and runs_on_cpu(device)
     if engine is None and on_cpu and find_spec("backgpt.engine._native") is None:
+        instead = ", so the model runs in torch, which is slower" if find_spec("torch") else ""
         print(
-            "backgpt: this installation has no native engine, so the model runs in torch, which is "
-            f"slower: {TO_HAVE_NATIVE}",
+            f"backgpt: this installation has no native engine{instead}: {TO_HAVE_NATIVE}",
             file=sys.stderr,
         )
     isa = os.environ.get(ISA) or None if on_cpu else None
