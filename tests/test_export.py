@@ -30,6 +30,7 @@ from backgpt.order import ModelIds
 from backgpt.tokenizer import Tokenizer
 from greedy import ENDINGS, greedy
 from tiny_folders import tiny_folder
+from tiny_models import network_of
 
 TEXTS = [
     "The end.",
@@ -86,7 +87,7 @@ def test_transformers_loads_it_to_the_same_logits_and_the_same_greedy_ids(
     ours = load(out, engine="torch")
     ids = torch.randint(16, 512, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = ours.engine.model(ids)  # type: ignore[attr-defined]
+        expected = network_of(ours)(ids)
         assert torch.allclose(theirs(ids).logits, expected, atol=1e-4)
     prompt = ours.language.prompt("The end.", at_edge=True)
     stop = ours.language.markers[1]
@@ -100,7 +101,7 @@ def test_the_built_in_stories_are_the_same_in_transformers(tmp_path: Path) -> No
     """Texts of our engine, which transformers would have written as well at each of their ids."""
     out = exported("stories", tmp_path / "out")
     theirs, model = AutoModelForCausalLM.from_pretrained(out), load(out)
-    ours = load(out, engine="torch").engine.model  # type: ignore[attr-defined]
+    ours = network_of(load(out, engine="torch"))
     stop = model.language.markers[1]
     n_ids, furthest = 0, 0.0
     for number, ending in enumerate(ENDINGS):

@@ -24,6 +24,7 @@ from backgpt.model_folder import read_model
 from backgpt.tokenizer import Tokenizer
 from greedy import ENDINGS, greedy
 from tiny_folders import tiny_folder
+from tiny_models import network_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -75,7 +76,7 @@ def folder(model_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_logits_are_ours_read_at_once_in_pieces_and_padded(folder: Path) -> None:
-    model = load(folder, engine="torch").engine.model  # type: ignore[attr-defined]
+    model = network_of(load(folder, engine="torch"))
     ids = torch.randint(16, 512, (3, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids).numpy()
@@ -109,7 +110,7 @@ def test_the_built_in_stories_write_the_same_in_onnx_runtime(tmp_path: Path) -> 
     """Texts of our engine, which ONNX Runtime would have written as well at each of their ids."""
     export_onnx.export_onnx(read_source("stories"), tmp_path / "out")
     model = load(tmp_path / "out")
-    ours = load(tmp_path / "out", engine="torch").engine.model  # type: ignore[attr-defined]
+    ours = network_of(load(tmp_path / "out", engine="torch"))
     runtime = Runtime(tmp_path / "out", 1)
     n_ids, furthest = 0, 0.0
     for ending in ENDINGS:

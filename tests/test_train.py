@@ -38,6 +38,7 @@ from backgpt.prepared import sources_of
 from backgpt.run import Run
 from backgpt.run_folder import add_metrics, check_same_run, plot, read_metrics, write_settings
 from backgpt.train import train
+from tiny_models import network_of
 
 TINY = {
     "preset": "nano",
@@ -185,7 +186,7 @@ def test_a_checkpoint_is_a_folder_that_transformers_loads(finished: Path) -> Non
     ids = torch.randint(16, 512, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(ids).logits
-        found = ours.engine.model(ids)  # type: ignore[attr-defined]
+        found = network_of(ours)(ids)
     assert torch.allclose(found, expected, atol=1e-4)
     text = 'One day.\n"Hi!" she said.'
     assert (

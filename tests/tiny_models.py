@@ -91,6 +91,13 @@ def config_of(tokenizer: Tokenizer, **shape: int) -> ModelConfig:
     return preset("nano", tokenizer.vocab_size, **{**SHAPE, **shape})
 
 
+def network_of(model: Model) -> Transformer:
+    """Return what the torch engine of a model runs."""
+    assert isinstance(model.engine, TorchEngine)
+    assert isinstance(model.engine.model, Transformer)
+    return model.engine.model
+
+
 def tiny_model(
     tokenizer: Tokenizer,
     *,
