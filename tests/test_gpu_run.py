@@ -31,6 +31,7 @@ sys.path.insert(0, str(SCRIPTS / "gpu"))
 import archive  # noqa: E402
 import go as go_script  # noqa: E402
 import jobs as jobs_script  # noqa: E402
+import pack as pack_script  # noqa: E402
 import weights as weights_script  # noqa: E402
 from plan import Stage, State, read_plan, speed, table  # noqa: E402
 
@@ -159,6 +160,21 @@ def test_a_fresh_machine_goes_on_from_the_weights_that_came_home(
     assert len(first) <= len(start)
     assert first[0] < start[0] - 0.5
 
+    pack(
+        data, calls, dataset_path / "tokenizer.json", "--calls", "2", "--weights", f"base={brought}"
+    )
+    assert not (calls / "call-2" / "given").exists(), "only the first call brings weights"
+    fresh = tmp_path / "another"
+    said = command(script, *go, "--state", fresh, "--only", "base", "--only", "tuned")
+    assert "| base | given |" in said
+    assert "tuned: done" in said
+    assert "given/base" in (fresh / "runs" / "tuned" / "config.toml").read_text()
+
+
+def test_weights_of_a_stage_that_the_plan_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no stage 'bass'"):
+        pack_script.weights_of(read_plan(TOY), f"bass={tmp_path}")
+
 
 def test_beside_the_checkout_the_code_is_taken_from_there(
     data: Path, dataset_path: Path, tmp_path: Path
@@ -267,7 +283,7 @@ def test_every_stage_of_the_real_plan_has_settings_that_exist() -> None:
             data = {**spec, "init": "-"} if "chat" in spec else {"data": Path("-")}
             build(TrainConfig, {**plan.settings, **stage.settings, **length, **data}, origin="-")
     needed = {stage.ships or stage.name: stage.seconds for stage in reversed(plan.stages)}
-    compared = {name for name in needed if name.startswith(("scratch", "tuned"))}
+    compared = {name for name in needed if name.startswith(("scratch", "compare"))}
     assert sum(s for name, s in needed.items() if name not in compared) < 15 * 60
 
 
@@ -483,11 +499,13 @@ def test_only_short_stages_are_done_together() -> None:
         return SimpleNamespace(stage=Stage("a", 1, together=together))
 
     short, long = Stage("b", 1, together=True), Stage("c", 1)
-    assert go_script._is_room(long, [])
-    assert go_script._is_room(short, [job(True)])
-    assert not go_script._is_room(short, [job(False)])
-    assert not go_script._is_room(long, [job(True)])
-    assert not go_script._is_room(short, [job(True), job(True)])
+    assert go_script._is_room(long, [], 2)
+    assert go_script._is_room(short, [job(True)], 2)
+    assert not go_script._is_room(short, [job(False)], 2)
+    assert not go_script._is_room(long, [job(True)], 2)
+    assert not go_script._is_room(short, [job(True), job(True)], 2)
+    assert go_script._is_room(short, [job(True), job(True)], 3)
+    assert not go_script._is_room(short, [job(True), job(False)], 3)
 
 
 def test_the_script_names_nothing_outside_its_arguments() -> None:

@@ -92,9 +92,9 @@ def _do_stages(
     given: argparse.Namespace,
     home: "Home",
 ) -> None:
-    """Do the stages, always the first of the plan that can begin; short ones two at a time.
+    """Do the stages, always the first of the plan that can begin; short ones some at a time.
 
-    While one of two is compiled or validated, the other has the device. What a stage made goes
+    While one of them is compiled or validated, the others have the device. What a stage made goes
     home when the next has begun.
     """
     names = set(given.only or (stage.name for stage in plan.stages)) - set(given.skip)
@@ -113,7 +113,7 @@ def _do_stages(
             waits = {stage.name: _waits_for(stage, plan, state) for stage in todo}
             stage = next((stage for stage in todo if not waits[stage.name]), None)
             late = clock.left() < plan.limits["least_seconds"]
-            if stage is not None and not late and _is_room(stage, jobs):
+            if stage is not None and not late and _is_room(stage, jobs, plan.limits["together"]):
                 todo.remove(stage)
                 clock.say(f"{stage.name} ...")
                 jobs.append(Job(stage, command_of(stage, plan, state), state))
@@ -143,9 +143,10 @@ def _bring_beside(home: "Home", clock: Clock) -> None:
         clock.say(f"not brought home yet: {error}")
 
 
-def _is_room(stage: Stage, jobs: list[Job]) -> bool:
-    """Return whether a stage may begin beside those that are being done."""
-    return not jobs or (stage.together and len(jobs) == 1 and jobs[0].stage.together)
+def _is_room(stage: Stage, jobs: list[Job], most: float) -> bool:
+    """Return whether a stage may begin beside those that are being done, `most` at once."""
+    stages = [stage, *(job.stage for job in jobs)]
+    return not jobs or (len(stages) <= most and all(stage.together for stage in stages))
 
 
 def take_in(call: Path, state: Path) -> None:

@@ -4,7 +4,8 @@
 
 DATA has the layout of scripts/base_corpus.py. Texts are tokenized here, once, in OUT-datasets.
 OUT/call-1, call-2, ... each hold the code, the packages missing there, and their share of the data;
-what the first stages need is in the first. Where the checkout travels too, --beside-checkout counts
+what the first stages need is in the first, and so are models to go on with: one that came home
+(--weights MODEL), or one that stands for a stage that is done (--weights STAGE=MODEL). Where the checkout travels too, --beside-checkout counts
 it and leaves the code out, which is then taken from there.
 """
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=Path(__file__).parent / "stages.toml")
     parser.add_argument("--tokenizer", type=Path, help="else one is trained on TinyStories")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--weights", type=Path, action="append", default=[], metavar="MODEL")
+    parser.add_argument("--weights", action="append", default=[], metavar="[STAGE=]MODEL")
     parser.add_argument("--calls", type=int, default=2, help="folders to share the data among")
     parser.add_argument("--call", type=int, help="make only this one")
     parser.add_argument("--no-wheels", action="store_true", help="nothing is missing there")
@@ -48,7 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         always = Path(temporary)
         _pack_always(always, plan, given)
-        shares = shared_out(plan, given.data, _archives(plan, given), given.calls)
+        first = dict(part for model in given.weights for part in weights_of(plan, model).items())
+        shares = shared_out(plan, given.data, _archives(plan, given), given.calls, first)
         if given.call is None:
             shutil.rmtree(given.out, ignore_errors=True)
         for number, share in enumerate(shares, start=1):
@@ -64,16 +66,16 @@ def main() -> None:
 
 
 def shared_out(
-    plan: Plan, data: Path, archives: dict[str, Path], calls: int
+    plan: Plan, data: Path, archives: dict[str, Path], calls: int, besides: dict[str, bytes]
 ) -> list[dict[str, bytes]]:
-    """Return what each call carries, by path there: the plan's first dataset in the first.
+    """Return what each call carries, by path there: `besides` and the first dataset in the first.
 
     Conversations go as the files they are, all else in pieces. Exits if a file is missing.
     """
     first, *others = archives
     whole = archive.cut(archives[first], first, [0])
     shares: list[dict[str, bytes]] = [{} for _ in range(calls)]
-    shares[0] = {f"{PREPARED}/{piece}": content for piece, (_, content) in whole.items()}
+    shares[0] = {f"{PREPARED}/{piece}": content for piece, (_, content) in whole.items()} | besides
     chats = [file for name in plan.data if name not in archives for file in plan.files(name)]
     found = [find(data, listed) for listed in dict.fromkeys(chats)]
     for file in sorted(found, key=lambda file: -file.stat().st_size):
@@ -138,8 +140,6 @@ def _pack_always(folder: Path, plan: Plan, given: argparse.Namespace) -> None:
         (folder / "peers" / name).mkdir(parents=True)
         for file in Path(path).glob("*.py"):
             shutil.copyfile(file, folder / "peers" / name / file.name)
-    for model in given.weights:
-        _pack_weights(folder, model)
     if not given.no_wheels:
         _pack_wheels(folder / "wheels", plan.wheels)
 
@@ -155,15 +155,26 @@ def _pack_tokenizer(folder: Path, given: argparse.Namespace) -> None:
     shutil.copyfile(given.tokenizer, folder / "tokenizer.json")
 
 
-def _pack_weights(folder: Path, path: Path) -> None:
-    """Send a model along as it came home, to be gone on with where no checkpoint is left."""
+def weights_of(plan: Plan, given: str) -> dict[str, bytes]:
+    """Return the files of a model to begin from or to go on with, where no checkpoint is left.
+
+    `given` is a model that came home and knows its stage, or STAGE=MODEL for one that is done.
+    """
     from backgpt.model_folder import read_model, write_model
 
-    progress = json.loads((path / PROGRESS).read_text())
-    target = folder / GIVEN / progress["stage"]
-    target.mkdir(parents=True)
-    write_model(read_model(path), target, storage="int8")
-    shutil.copyfile(path / PROGRESS, target / PROGRESS)
+    stage, is_done, path = given.rpartition("=")
+    progress = (
+        {"stage": stage, "step": 0, "share": 1.0}
+        if is_done
+        else json.loads((Path(path) / PROGRESS).read_text())
+    )
+    if progress["stage"] not in {stage.name for stage in plan.stages}:
+        sys.exit(f"{given}: the plan has no stage {progress['stage']!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(read_model(Path(path)), Path(folder), storage="int8")
+        (Path(folder) / PROGRESS).write_text(json.dumps(progress) + "\n")
+        place = f"{GIVEN}/{progress['stage']}"
+        return {f"{place}/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}
 
 
 def _pack_wheels(folder: Path, packages: list[str]) -> None:
