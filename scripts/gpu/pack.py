@@ -5,8 +5,9 @@
 DATA has the layout of scripts/base_corpus.py. Texts are tokenized here, once, in OUT-datasets.
 OUT/call-1, call-2, ... each hold the code, the packages missing there, and their share of the data;
 what the first stages need is in the first, and so are models to go on with: one that came home
-(--weights MODEL), or one that stands for a stage that is done (--weights STAGE=MODEL). Where the checkout travels too, --beside-checkout counts
-it and leaves the code out, which is then taken from there.
+(--weights MODEL), or one that stands for a stage that is done (--weights STAGE=MODEL). Where the
+checkout travels too, --beside-checkout counts it and leaves the code out, which is then taken from
+there.
 """
 
 import argparse
