@@ -176,10 +176,10 @@ def story(*pieces: str, finish: str = "stop", obeyed: Mapping[str, Any] | None =
 def said(*pieces: str, turn: int = 0, role: str = "user", index: int = 0) -> list[Any]:
     """Return the events of one message."""
     where = {"turn": turn, "role": role}
-    return [
-        {"choices": [{"index": index, "delta": {"content": piece}, "backgpt": where}]}
-        for piece in pieces
-    ]
+    deltas: list[Any] = [{"content": piece} for piece in pieces]
+    if turn == 0:
+        deltas.insert(0, {"role": "assistant", "content": ""})
+    return [{"choices": [{"index": index, "delta": delta, "backgpt": where}]} for delta in deltas]
 
 
 @pytest.fixture(scope="module")

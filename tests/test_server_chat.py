@@ -138,7 +138,7 @@ def test_pieces_in_front_join_to_the_messages_turn_by_turn(address: str, mode: s
         for turn, message in enumerate(reversed(messages)):
             assert turns.get(turn, "") == message["content"]
         first, last = deltas(live, index)[0], deltas(live, index)[-1]
-        assert first["delta"].get("role") == "assistant"
+        assert first["delta"] == {"role": "assistant", "content": ""}
         assert last["delta"] == {}
         assert last["finish_reason"] == choice["finish_reason"]
         assert last["backgpt"]["messages"] == messages

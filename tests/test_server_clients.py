@@ -95,6 +95,19 @@ def test_openais_client_chats(client: Any, model: Model) -> None:
     assert chunks[-1].choices[0].finish_reason == text.finish_reason
 
 
+def test_openais_client_gathers_several_answers_of_a_stream(client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "seed": 2, "max_tokens": 20, "n": 6}
+    asked["messages"] = [{"role": "user", "content": "The dog."}]
+    whole = client.chat.completions.create(**asked)
+    with client.chat.completions.stream(**asked) as events:
+        gathered = events.get_final_completion()
+    assert len({choice.backgpt["n_tokens"] for choice in whole.choices}) > 1  # one ends first
+    for told, choice in zip(gathered.choices, whole.choices, strict=True):
+        assert told.message.role == "assistant"
+        assert told.message.content == choice.message.content
+        assert told.finish_reason == choice.finish_reason
+
+
 def test_openais_client_raises_its_own_errors(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="the model reads at most"):
         client.completions.create(model="tiny", prompt="word " * 400)

@@ -162,19 +162,22 @@ class _Answer:
         )
 
     async def chunks(self, channel: Channel) -> AsyncIterator[Chunk]:
-        """Yield the chunks of a stream: live where the order allows it, else choice by choice."""
+        """Yield the chunks of a stream: live where the order allows it, else choice by choice.
+
+        An empty one of each choice comes first.
+        """
         leftward = self.model.direction == "backward"
         live = self.asked.order == "prepend" or not leftward
-        begun: set[int] = set()
+        of_first = {"turn": 0, "role": self.role} if live else None
+        for index in range(self.asked.count):  # OpenAI's client wants to meet them in order
+            yield self._chunk(index, {"role": "assistant", "content": ""}, ours=of_first)
         async for event in channel.events():
-            delta: Chunk = {} if getattr(event, "index", None) in begun else {"role": "assistant"}
             if isinstance(event, Wrote) and live:
-                begun.add(event.index)
                 of_turn = {"turn": event.turn, "role": self._role(event.turn)}
-                yield self._chunk(event.index, {**delta, "content": event.text}, ours=of_turn)
+                yield self._chunk(event.index, {"content": event.text}, ours=of_turn)
             elif isinstance(event, Ended) and (choice := self._take(event)):
                 if not live:
-                    yield self._chunk(event.index, {**delta, "content": choice.message.content})
+                    yield self._chunk(event.index, {"content": choice.message.content})
                 yield self._chunk(
                     event.index, {}, reason=choice.finish_reason, ours=as_chunk(choice.backgpt)
                 )

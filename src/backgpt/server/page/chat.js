@@ -241,10 +241,10 @@ export class Chat {
     try {
       const answer = stream("v1/chat/completions", body, signal, "write it again");
       for await (const { choices } of answer) {
-        for (const { index, delta, finish_reason, backgpt } of choices ?? []) {
+        for (const { index, delta, backgpt } of choices ?? []) {
           const text = delta?.content ?? "";
           const { turn = 0, role = "user", messages } = backgpt ?? {};
-          if (text || (delta?.role && !finish_reason)) paces[index].push({ turn, role, text });
+          if (text) paces[index].push({ turn, role, text });
           if (messages) finals.set(index, messages);
         }
       }
