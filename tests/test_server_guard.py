@@ -74,6 +74,24 @@ def test_only_the_same_origin_is_let_in_and_no_other_is_ever_allowed(address: st
     assert not [name for name in same.headers if name.startswith("access-control")]
 
 
+def test_a_proxy_that_changes_the_host_is_told_of_or_vouched_for_by_the_browser(
+    address: str,
+) -> None:
+    def status_of(site: str | None) -> tuple[int, str]:
+        headers = {**JSON, "origin": "https://stories.example:8443"}
+        if site is not None:
+            headers["sec-fetch-site"] = site
+        answer = CLIENT.post(address + PATH, content=BODY, headers=headers)
+        return answer.status_code, answer.text
+
+    assert status_of("same-origin")[0] == 200
+    for site in (None, "same-site", "cross-site", "none", ""):
+        status, said = status_of(site)
+        assert status == 403
+        assert "origin = 'https://stories.example:8443', host = '127.0.0.1:" in said
+        assert "a proxy has to pass on the Host, with its port" in said
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"]
 )

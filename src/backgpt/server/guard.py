@@ -2,7 +2,8 @@
 
 A page of another site must not reach a server on this machine: so the Host has to be one of ours
 (DNS rebinding), an Origin has to be the same, nothing is allowed across origins, and a POST has to
-be JSON, which no form can send.
+be JSON, which no form can send. Behind a proxy the Host may be another than the browser's: then
+its word for it that the origin is the same is taken, Sec-Fetch-Site, which no page can write.
 """
 
 import asyncio
@@ -86,8 +87,14 @@ def check(scope: Scope, rules: Rules) -> None:
             code="host",
         )
     origin = headers.get("origin")
-    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise ApiError(403, "requests from other origins are not taken", code="origin")
+    same_site = headers.get("sec-fetch-site") == "same-origin"
+    if origin is not None and not same_site and origin not in (f"http://{host}", f"https://{host}"):
+        raise ApiError(
+            403,
+            f"requests from other origins are not taken: origin = {origin[:MOST_SHOWN]!r}, "
+            f"host = {host[:MOST_SHOWN]!r}; a proxy has to pass on the Host, with its port",
+            code="origin",
+        )
     if rules.api_key is not None and not _is_open(scope["path"]):
         _check_key(headers.get("authorization", ""), rules.api_key)
     if scope["method"] == "POST":
