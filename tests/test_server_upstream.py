@@ -375,6 +375,40 @@ def test_a_list_of_models_that_cannot_be_read_is_a_502(model: Model, models: byt
     assert caught.value.status == 502
 
 
+def test_a_server_behind_that_serves_other_models_by_now_is_asked_anew(model: Model) -> None:
+    served, asked = ["a", "b"], []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": name} for name in served]})
+        asked.append(json.loads(request.content)["model"])
+        answer = events(chunk([int(model.tokenizer.encode("a")[0])], finish="length"))
+        return httpx.Response(200 if asked[-1] in served else 404, content=answer)
+
+    async def write_on(*now: str) -> str:
+        served[:] = now
+        job = Job(model.language, model.prompt("The end."), sampling=Sampling())
+        try:
+            async for _ in upstream.write([Part(model.engine, job)]).events():
+                pass
+        except ApiError as error:
+            return str(error)
+        return f"written by {asked[-1]}"
+
+    async def write() -> list[str]:
+        return [
+            *(await write_on("a", "b"), await write_on("b", "tiny")),
+            *(await write_on("other"), await write_on("other")),
+        ]
+
+    transport = httpx.MockTransport(reply)
+    upstream = Upstream("http://x", catalog_of(model), max_in_flight=9, transport=transport)
+    assert asyncio.run(write()) == [
+        *("the upstream server has no model tiny: it has a, b", "written by tiny"),
+        *("the upstream server answered 404", "written by other"),
+    ]
+
+
 @pytest.mark.slow
 def test_more_than_a_hundred_are_written_at_a_time(model: Model) -> None:
     count, let_go = 0, asyncio.Event()

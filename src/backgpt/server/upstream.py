@@ -158,6 +158,8 @@ class Upstream:
         ) as response:
             if response.status_code == BusyError().status:
                 raise BusyError
+            if response.status_code == httpx.codes.NOT_FOUND:
+                self._served = {}  # it may serve other models by now
             if response.status_code != httpx.codes.OK:
                 raise _bad_gateway(f"answered {response.status_code}")
             async for chunk in _chunks(response):
@@ -223,7 +225,7 @@ class Upstream:
     async def _model(self, part: Part) -> tuple[str, str]:
         """Return the upstream's name of a model, and who it says owns it."""
         name = self._catalog.name_of(part.engine)
-        if not self._served:
+        if name not in self._served and len(self._served) != 1:  # or others since it was asked
             response = await self._client.get(f"{self._url}/v1/models")
             if response.status_code != httpx.codes.OK:
                 raise _bad_gateway(f"answered {response.status_code} when asked for its models")
