@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backgpt.server import LOOPBACK
-from backgpt.server.failures import ApiError, error_response
+from backgpt.server.failures import ApiError, StoppingError, error_response
 
 WITHOUT_KEY = ("/", "/health")
 STATIC = "/static/"
@@ -107,7 +107,7 @@ def check(scope: Scope, rules: Rules) -> None:
 
 
 async def _whole(receive: Receive, rules: Rules) -> bytes:
-    """Return the body. Raises ApiError if it is too long or too slow, or the client leaves."""
+    """Return the body. Raises ApiError if it is too long or too slow, or one side leaves."""
     body, more = bytearray(), True
     try:
         async with asyncio.timeout(rules.body_seconds):
@@ -123,6 +123,8 @@ async def _whole(receive: Receive, rules: Rules) -> bytes:
         raise ApiError(
             408, f"the body was not whole after {rules.body_seconds:g} s: send it faster"
         ) from None
+    except asyncio.CancelledError:  # by uvicorn alone, when its time to stop is over
+        raise StoppingError from None
     return bytes(body)
 
 
