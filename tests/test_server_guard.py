@@ -1,6 +1,7 @@
 """Who may ask what: hosts, origins, content types, sizes, keys, and what every answer carries."""
 
 import asyncio
+import gzip
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_a_post_has_to_be_json(address: str, kind: str) -> None:
     answer = CLIENT.post(address + PATH, content=BODY, headers={"content-type": kind})
     assert answer.status_code == 415
     assert answer.json()["error"]["code"] == "content_type"
+
+
+def test_a_body_has_to_be_sent_uncompressed(address: str) -> None:
+    for coding, status in (("gzip", 415), ("identity", 200), ("", 200)):
+        headers = {**JSON, "content-encoding": coding}
+        body = gzip.compress(BODY) if coding == "gzip" else BODY
+        answer = CLIENT.post(address + PATH, content=body, headers=headers)
+        assert answer.status_code == status
+        assert status == 200 or answer.json()["error"]["code"] == "content_encoding"
 
 
 def test_json_with_a_character_set_is_json(address: str) -> None:

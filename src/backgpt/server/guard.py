@@ -101,6 +101,8 @@ def check(scope: Scope, rules: Rules) -> None:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, "send the body as application/json", code="content_type")
+        if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            raise ApiError(415, "send the body as it is, not compressed", code="content_encoding")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > rules.most_body_bytes:
         raise _too_large(rules.most_body_bytes)
