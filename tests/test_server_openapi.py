@@ -1,5 +1,6 @@
 """The OpenAPI schema, and what the server does with whatever fits it and whatever does not."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +53,11 @@ def test_the_schema_tells_title_version_and_all_that_is_there(address: str) -> N
     for path in schema["paths"].values():
         for operation in path.values():
             assert "422" not in operation["responses"]
-            assert "ErrorBody" in str(operation["responses"]["400"])
+            for status in ("400", "502"):
+                assert "ErrorBody" in str(operation["responses"][status])
+    told = json.dumps(schema)
+    for name in schema["components"]["schemas"]:
+        assert f'"#/components/schemas/{name}"' in told, f"nothing is a {name}"
 
 
 @pytest.mark.slow

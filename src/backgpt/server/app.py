@@ -31,7 +31,8 @@ MOST_SHOWN = 40  # characters of a value that is refused
 TITLE = "backgpt"
 PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+    status: {"model": ErrorBody}
+    for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 502, 503)
 }
 
 
@@ -204,6 +205,8 @@ def _schema(app: FastAPI, *, with_key: bool) -> dict[str, Any]:
         for path in made["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):  # what 422 would have said
+            made["components"]["schemas"].pop(name, None)
         if with_key:
             made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             made["security"] = [{"key": []}]
