@@ -295,6 +295,7 @@ def test_a_body_that_is_broken_off_runs_nothing() -> None:
 def test_unknown_paths_and_methods_are_told_in_openais_shape(address: str) -> None:
     for answer, status in (
         (CLIENT.get(address + "/v1/nothing"), 404),
+        (CLIENT.post(address + "/completions", content=BODY, headers=JSON), 404),
         (CLIENT.get(address + PATH), 405),
         (CLIENT.get(address + "/docs"), 404),
         (CLIENT.get(address + "/static/nothing.js"), 404),
@@ -302,7 +303,9 @@ def test_unknown_paths_and_methods_are_told_in_openais_shape(address: str) -> No
         (CLIENT.get(address + "/static/%2e%2e/app.py"), 404),
     ):
         assert answer.status_code == status
-        assert answer.json()["error"]["message"]
+        message = answer.json()["error"]["message"]
+        assert message
+        assert ("the API is under /v1/" in message) == (status == 404)
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/metrics", "/openapi.json"])

@@ -144,8 +144,9 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _refused(error: HTTPException) -> ApiError:
-    """Return what the framework refuses; with 400 a body that it cannot decode."""
-    reason = "the body is not JSON" if error.status_code == 400 else str(error.detail)
+    """Return what the framework refuses: 400 is a body that it cannot decode, 404 no route."""
+    reasons = {400: "the body is not JSON", 404: "there is nothing here: the API is under /v1/"}
+    reason = reasons.get(error.status_code, str(error.detail))
     headers = None if error.headers is None else dict(error.headers)
     return ApiError(error.status_code, reason, headers=headers)
 
