@@ -222,6 +222,29 @@ def test_requests_are_logged_if_asked_for_without_their_text() -> None:
     assert "SECRET" not in err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the limits of others")
+def test_out_of_files_for_connections_it_says_so_once_and_goes_on() -> None:
+    import resource
+
+    process = serve("--model=stories", "--port=0", "--threads=1")
+    assert process.stderr is not None
+    address = process.stderr.readline().split()[-1].rstrip("/")
+    until(lambda: reachable(address), within=30)
+    n_open = len(os.listdir(f"/proc/{process.pid}/fd"))
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (n_open + 9, n_open + 9))
+    port = int(address.rsplit(":", 1)[1])
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+    time.sleep(2.5)  # asyncio tries again every second
+    for one in held:
+        one.close()
+    until(lambda: reachable(address), within=30)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    [line] = err.splitlines()
+    assert line.startswith("backgpt: no more connections can be taken: Too many open files; raise")
+
+
 def reachable(address: str) -> bool:
     try:
         return CLIENT.get(address + "/health").status_code == 200

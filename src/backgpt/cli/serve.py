@@ -31,6 +31,7 @@ KEY_VARIABLE = "BACKGPT_API_KEY"
 UPSTREAM_KEY_VARIABLE = "BACKGPT_UPSTREAM_API_KEY"
 EVERYWHERE = ("0.0.0.0", "::")
 SECONDS_TO_TELL = 3  # that streams have to say that they end
+SECONDS_BETWEEN_FULL = 60
 KEEP_ALIVE_SECONDS = 75  # longer than clients, so that no connection closes under a request
 
 
@@ -166,8 +167,39 @@ def _run(
 def _set_up_logs(*, access: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="backgpt: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # warns of clients that left
+    logging.getLogger("asyncio").addFilter(_FullTold())
     if access:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+
+
+class _FullTold(logging.Filter):
+    """Tells in one line, once a minute, that a process may open no more connections.
+
+    asyncio does so in a traceback for each that it would take, thousands of times a second, and
+    in as many where the server has ended before it tries again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to log a record; one of connections is rewritten."""
+        said = record.getMessage()
+        if "_start_serving" in said and self._last > 0:
+            return False
+        if not said.startswith("socket.accept() out of system resource"):
+            return True
+        if record.created - self._last < SECONDS_BETWEEN_FULL:
+            return False
+        self._last = record.created
+        error = record.exc_info[1] if record.exc_info else None
+        reason = getattr(error, "strerror", "the system has no room")
+        record.msg = (
+            "no more connections can be taken: %s; raise ulimit -n, or put a proxy in front"
+        )
+        record.args, record.exc_info = (reason,), None
+        return True
 
 
 def _catalog(wanted: list[str] | None, device: str, threads: int | None) -> "Catalog":
