@@ -102,6 +102,19 @@ def test_a_backward_model_writes_its_story_in_front_of_the_ending(
     assert not engine.rows
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_an_ending_that_begins_with_a_closing_mark_has_no_space_in_front(
+    tokenizer: Tokenizer, unit: Unit
+) -> None:
+    lang = language(tokenizer, unit=unit)
+    written = lang.order.to_model(tokenizer.encode("Once there was a fox")).tolist()
+    for ending in (", and it ran home.", "?", '!" she said.'):
+        prompt = lang.prompt(ending, at_edge=True)
+        engine = script(tokenizer, [*written, tokenizer.start_id], len(prompt.ids))
+        [text] = collect(engine, lang, prompt, sampling=GREEDY)
+        assert text.text == f"Once there was a fox{ending}"
+
+
 def test_a_forward_model_goes_on_from_the_opening(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer, "forward")
     prompt = lang.prompt("Once there was", at_edge=True)
@@ -143,7 +156,18 @@ def test_an_opening_that_ends_with_a_space_is_gone_on_from_with_a_word(
 ENDINGS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
-        ["The end.", " The end.", "\nThe end.", "\n\nEnd", "  two", "<|start|>", "é", ""]
+        [
+            "The end.",
+            " The end.",
+            "\nThe end.",
+            "\n\nEnd",
+            "  two",
+            "<|start|>",
+            "é",
+            "",
+            ", a",
+            "?",
+        ]
     ),
 )
 

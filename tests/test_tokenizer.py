@@ -27,6 +27,18 @@ def test_an_ending_joins_on_with_the_white_space_it_brings(tokenizer: Tokenizer)
         assert joined == tokenizer.encode(expected).tolist()
 
 
+def test_an_ending_that_begins_with_a_closing_mark_joins_on_without_a_space(
+    tokenizer: Tokenizer,
+) -> None:
+    hello = tokenizer.encode("Hi").tolist()
+    for ending in (", and he ran.", "?", ".\nThe end.", '!" she said.', "” A", ") the end", "'"):
+        joined = [*hello, *tokenizer.encode_fragment(ending).tolist()]
+        assert joined == tokenizer.encode("Hi" + ending).tolist()
+    for ending in ('"Hi," he said.', "'Tis the end.", "...and he ran.", "- and he ran.", "\ta"):
+        joined = [*hello, *tokenizer.encode_fragment(ending).tolist()]
+        assert joined == tokenizer.encode("Hi " + ending).tolist()
+
+
 def test_control_ids_are_the_first_16_and_stand_for_no_bytes(tokenizer: Tokenizer) -> None:
     assert [tokenizer.control_id(token) for token in SPECIAL_TOKENS] == list(range(16))
     assert all(tokenizer.token_bytes[i] == b"" for i in range(16))

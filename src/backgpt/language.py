@@ -26,7 +26,7 @@ from backgpt.order import (
     joined,
     reversed_words,
 )
-from backgpt.tokenizer import Tokenizer
+from backgpt.tokenizer import Tokenizer, takes_no_space
 
 Parts = tuple[ReadingIds, ReadingIds]
 """A text in two parts, in reading order."""
@@ -146,7 +146,7 @@ class Language:
             ids = ModelIds(self.tokenizer.encode(reversed_words(text)))
         elif backward:
             ids = self.order.to_model(self.tokenizer.encode_fragment(text))
-            joins_on = joins_on or text[0] in " \n"
+            joins_on = joins_on or takes_no_space(text)
         else:
             begins_word = self.tokenizer.added_spaces == "line" and text.endswith(" ")
             joins_on = joins_on or begins_word

@@ -42,6 +42,7 @@ MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 TEXTS_KEPT, LONGEST_KEPT = 256, 10_000  # texts whose ids are kept; of at most so many characters
 WHITE_SPACE = b" \t\n\r\v\f"
 _LONG_WORD = re.compile(r"(?<!\S)\S{1001,}")
+_JOINED_EDGE = re.compile(r"[ \n]|(?!\.\.)[.,;:!?)\]}\"'”’»]+(?!\S)")
 
 
 class Tokenizer:
@@ -150,18 +151,22 @@ class Tokenizer:
         if not self.is_own or not any(text.startswith("\n") for text in texts):
             return self._encode(self._hf, texts)
         # A document that begins with a line break has no first line to put a space in front of.
-        return [self._encode(self._tokenizer_for(text, "\n"), [text])[0] for text in texts]
+        return [
+            self._encode(self._without_prepend if text.startswith("\n") else self._hf, [text])[0]
+            for text in texts
+        ]
 
     def encode_fragment(self, text: str) -> ReadingIds:
         """Return the ids, (T,), of a text that others may stand in front of.
 
-        A fragment that begins with a space or a line break joins on with just that.
+        A fragment that begins with a space, a line break or a mark that ends something joins on
+        with just that (see `takes_no_space`).
         """
         if self.added_spaces == "none":
             return self.encode(text)
         if self.added_spaces == "text" and text.startswith(" "):
             return self.encode(text[1:])  # its first space is the one that is added
-        return self._encode(self._tokenizer_for(text, " \n"), [text])[0]
+        return self._encode(self._without_prepend if takes_no_space(text) else self._hf, [text])[0]
 
     def decode(self, ids: ReadingIds) -> str:
         """Return the text of `ids`, (T,): the inverse of `encode`; control ids have none."""
@@ -243,9 +248,6 @@ class Tokenizer:
         """What `encode` gave for the last texts: the messages of a chat are asked for often."""
         return lru_cache(maxsize=TEXTS_KEPT)(lambda text: self.encode_batch([text])[0])
 
-    def _tokenizer_for(self, text: str, own_space: str) -> HFTokenizer:
-        return self._without_prepend if text[:1] and text[0] in own_space else self._hf
-
     def _encode(self, hf: HFTokenizer, texts: Sequence[str]) -> list[ReadingIds]:
         try:
             encodings = hf.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -268,6 +270,15 @@ def check_vocab_size(vocab_size: int) -> None:
 def joins_left(text: str) -> bool:
     """Return whether a text begins as the rest of a word: letter, digit, apostrophe, or U+FFFD."""
     return text[:1].isalnum() or text.startswith(("'", "\ufffd"))
+
+
+def takes_no_space(text: str) -> bool:
+    """Return whether no space belongs in front of a text, were there another before it.
+
+    It brings its own white space, or begins with what ends a sentence, a part of one, or a
+    quotation: marks that white space follows, or nothing. Three dots may begin one as well.
+    """
+    return _JOINED_EDGE.match(text) is not None
 
 
 def _with_short_words(text: str) -> str:
