@@ -1704,6 +1704,28 @@ def test_what_is_being_written_is_seen_after_a_long_ending(
     expect(page.locator(WORDS, has_text="word199")).to_be_in_viewport()
 
 
+@pytest.mark.parametrize("mode", ["ask", "rewind", "reply"])
+def test_what_backchat_is_writing_is_seen_in_a_low_window(
+    server: Scripted, visit: Callable[[str], Any], mode: str
+) -> None:
+    gate = threading.Event()
+    role = "assistant" if mode == "reply" else "user"
+    server.answers["/v1/chat/completions"] = [
+        Answer(events=[*said(" two", " one", role=role), gate, "[DONE]"])
+    ]
+    page = visit(server.address + "#/backchat")
+    page.set_viewport_size({"width": 360, "height": 480})
+    page.locator(f"#say [value={mode}]").check(force=True)
+    page.click("#say summary")
+    page.evaluate("scrollTo(0, 0)")
+    page.fill("#message", "A fox.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#exchanges .growing .word", has_text="one")).to_be_in_viewport()
+    gate.set()
+    page.locator("#chat-send").wait_for()
+    expect(page.locator("#exchanges .word", has_text="one")).to_be_in_viewport()
+
+
 def test_the_focus_and_the_caret_are_never_behind_the_bar(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

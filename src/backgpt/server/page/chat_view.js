@@ -93,11 +93,13 @@ export class ChatView {
       texts: [],
     }));
     const elements = this.growing.map(({ element }) => element);
-    byId("exchanges").prepend(this.exchange(newest, elements));
+    const exchange = this.exchange(newest, elements);
+    byId("exchanges").prepend(exchange);
     byId("chat-status").textContent = "writing";
     byId("chat-send").hidden = true;
     byId("chat-stop").hidden = false;
     byId("chat-stop").focus({ preventScroll: true });
+    exchange.scrollIntoView({ block: "nearest" }); // in a low window it is below the fold
   }
 
   /**
