@@ -209,6 +209,19 @@ def test_where_nothing_was_written_the_texts_meet(
     assert found.finish_reason == "stop"
 
 
+def test_behind_an_opening_quotation_mark_stands_what_was_written_behind_one(
+    tokenizer: Tokenizer,
+) -> None:
+    text = 'She said, "Go home." He ran.'
+    writer = fond_model(tokenizer, lambda _: True, direction="backward", text=text)
+    twin = writer_of(tokenizer, [], "forward")
+    for opening in ('The king cried: "', "“", "'", 'He ran.\n"'):
+        [found] = writer.bridge(opening, "The end.", 1, twin=twin, seed=1)
+        assert found.text == opening + 'Go home." He ran. The end.'
+    [found] = writer.bridge('"Go," said "Tom"', "The end.", 1, twin=twin, seed=1)
+    assert found.middle[0] == " "  # this mark closes
+
+
 @pytest.mark.parametrize("direction", WAYS)
 def test_line_breaks_that_were_written_stay(tokenizer: Tokenizer, direction: Direction) -> None:
     written = "She ran.\nHe sat.\n\nThey ate."

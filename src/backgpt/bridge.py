@@ -10,6 +10,7 @@ does the same from the opening.
                   opening               seam                                  ending
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -31,6 +32,8 @@ BRIDGES_TRIED = 8
 ACROSS = 10  # ids behind a seam that are scored
 AT_SEAM = 3  # how many times the first of them counts: each other one has that before it to go by
 CONSIDERED = 16  # places for a seam, of a text, that both models are asked about
+_OPEN_EDGE = re.compile(r"(?<!\S)[\"'“‘«]$")
+_OPENED = frozenset(f" {mark}" for mark in "\"'“‘«")
 
 
 @dataclass(frozen=True)
@@ -223,13 +226,16 @@ class _Cutting:
     def _between_words(self) -> list[int]:
         """Return the places that leave a middle, or the one that leaves none.
 
-        White space that the other text has at its edge is all that stands at the seam.
+        White space that the other text has at its edge is all that stands at the seam. Behind a
+        mark that opens a quotation is none where what was written has such a mark, too.
         """
         starts = np.flatnonzero(self._language.tokenizer.starts_group[self._ids])
         places, last = [int(place) for place in starts], len(self._ids)
         if self._leftward:
             if self._opening.endswith((" ", "\n")):
                 places = [place for place in places if self._bytes(place).startswith(b" ")]
+            elif self._language.leftward and _OPEN_EDGE.search(self._opening):
+                places = self._behind_opening_quotes() or places
             return places or [last]
         if self._text.finish_reason == "stop":  # otherwise the last word may not be whole
             places.append(last)
@@ -237,6 +243,14 @@ class _Cutting:
         if self._ending.startswith((" ", "\n")):
             places = [p for p in places if self._bytes(p - 1)[-1] not in WHITE_SPACE]
         return places or [0]
+
+    def _behind_opening_quotes(self) -> list[int]:
+        starts = self._language.tokenizer.starts_group[self._ids]
+        return [
+            place
+            for place in range(1, len(self._ids))
+            if not starts[place] and self._bytes(place - 1).decode(errors="ignore") in _OPENED
+        ]
 
     def _obeying_most(self, hints: Hints, places: list[int]) -> list[int]:
         """Return those of `places` where the whole text obeys most of `hints`."""
