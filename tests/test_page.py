@@ -1323,6 +1323,39 @@ def test_what_a_text_lacks_of_the_words_and_the_length_asked_for_is_told(
     expect(feet).to_have_text(["3 words", "122 words, not long · missing: cake, rain"])
 
 
+def test_where_the_model_writes_nothing_the_page_says_so_and_what_to_do(
+    server: Scripted, visit: Callable[[str], Any]
+) -> None:
+    one_of_two = [*written(index=0), *written("A fox. ", index=1)]
+    server.answers["/v1/completions"] = [
+        story(),
+        Answer(events=[*one_of_two, "[DONE]"]),
+        story("A fox. "),
+        story(),
+    ]
+    server.answers["/v1/alternatives"] = [Answer({"data": [{"text": "", "edge": True}]})]
+    page = visit(server.address)
+    line, status = page.locator("#problem-line"), page.locator("#status")
+    write(page, "Once there was a fox.")
+    expect(line).to_contain_text("Nothing was written")
+    expect(line).to_contain_text("Change its first words, or choose a Length")
+    expect(status).to_contain_text("nothing was written · 5 words")
+    choose(page, "n", "2")
+    write(page)
+    expect(line).to_be_empty()
+    feet = page.locator(f"{SHEETS} .foot span")
+    assert feet.all_text_contents() == ["nothing was written · 5 words", "7 words"]
+    choose(page, "n", "1")
+    write(page)
+    page.locator(WORDS, has_text="fox.").first.click()
+    page.click("#menu-rewrite")
+    expect(line).to_contain_text("Nothing was written")
+    page.locator(WORDS, has_text="there").click()
+    page.locator("#menu-list button").click()
+    expect(page.locator(WORDS).first).to_have_text("was")
+    expect(status).not_to_contain_text("nothing")  # it was the reader who let it begin there
+
+
 def test_what_is_chosen_and_every_mark_is_seen_where_the_reader_sets_all_colors(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:

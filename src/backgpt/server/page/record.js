@@ -2,6 +2,10 @@
 
 import { countWords, inWords, units } from "./text.js";
 
+export const NOTHING =
+  "Nothing was written: to the model a text begins like this. Change its first words, or choose " +
+  "a Length that it does not have yet.";
+
 /**
  * A step is a request, with the number of the choice that was taken, or a change by hand, with the
  * whole text after it. After such a change nobody knows whether hints are obeyed.
@@ -40,19 +44,29 @@ export function seedOf({ steps }) {
 }
 
 /**
+ * Return whether the model let a text begin with what was given, and wrote nothing.
+ * @param {import("./writing.js").Beginning} beginning
+ */
+export function isEmpty({ written, finish }) {
+  return !written && finish === "stop";
+}
+
+/**
  * Say how many words a draft has, and what it lacks of the length and the words that were asked
  * for; more may be written as long as it has not come to its beginning.
  * @param {string} ending
  * @param {Draft} draft
  * @returns {string[]}
  */
-export function toldOf(ending, { written, finish, obeyed, steps }) {
+export function toldOf(ending, draft) {
+  const { written, finish, obeyed, steps } = draft;
   const soFar = finish === "stop" ? "" : " so far";
   const count = countWords(written + ending);
   const last = steps.at(-1);
   const parts = [inWords(count)];
   if (obeyed?.length === false && last && "suffix" in last)
     parts[0] = `${inWords(obeyed.n_words ?? count)}, not ${last.backgpt?.length}${soFar}`;
+  if (isEmpty(draft) && last && "suffix" in last) parts.unshift("nothing was written");
   if (obeyed?.missing?.length) parts.push(`missing${soFar}: ${obeyed.missing.join(", ")}`);
   return parts;
 }

@@ -4,7 +4,7 @@ import { request } from "./api.js";
 import { announce, byId, showProblem } from "./dom.js";
 import { keep } from "./draft.js";
 import { History } from "./history.js";
-import { changedByHand, readOf, statusOf, textOf, toldOf } from "./record.js";
+import { changedByHand, isEmpty, NOTHING, readOf, statusOf, textOf, toldOf } from "./record.js";
 import { prepareOutputs } from "./save.js";
 import { Settings, UNHEEDED } from "./settings.js";
 import { StoryView } from "./story_view.js";
@@ -136,7 +136,8 @@ export class StoryDesk {
       this.writing = null;
       this.unfinished = null;
       this.endWriting(body, base, end);
-      showProblem(end.problem || (unheeded ? UNHEEDED : ""));
+      const nothing = end.beginnings.length > 0 && end.beginnings.every(isEmpty);
+      showProblem(end.problem || (nothing ? NOTHING : unheeded ? UNHEEDED : ""));
     }
   }
 
