@@ -22,9 +22,11 @@ from backgpt.card import CARD, Card, read_card
 from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.errors import BackgptError, ConfigError, CorruptFileError, DataError, UsageError
+from backgpt.generate import Text
 from backgpt.manifest import verify
 from backgpt.model import Transformer
 from backgpt.model_folder import README, ModelFolder, read_model, save_model
+from backgpt.order import ModelIds
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
@@ -294,6 +296,21 @@ def test_what_was_not_obeyed_is_told_beside_the_texts(
         assert f" words; {length} is {limits});" in capsys.readouterr().err
     assert command(*options[:-1], "--words=zebra,Snow Blue Sky,end") == 0
     assert "not obeyed: words (missing: zebra, Snow Blue Sky);" in capsys.readouterr().err
+
+
+def test_where_nothing_was_written_sample_says_so_and_what_helps(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = Text("Once.", "Once.", "stop", -0.1, 1, 1, ModelIds(np.zeros(0, dtype=np.int64)))
+    some = replace(empty, text="No. Once.", ids=ModelIds(np.array([300])))
+    monkeypatch.setattr("backgpt.api.texts_of", lambda *_: iter([[empty, some]]))
+    options = ["sample", "--ending=Once.", "-n", "2", "--seed=1"]
+    assert command(*options) == 0
+    told = capsys.readouterr().err
+    assert "nothing was written for 1 of 2: to the model a text begins like this" in told
+    assert "change its first words, or give a --length" in told
+    assert command(*options, "--json") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_hints_change_what_sample_writes(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from backgpt.cli.written import (
     record_of_surrounded,
     record_of_text,
     record_of_verse,
+    tell_what_is_empty,
     tell_what_was_cut,
     tell_what_was_not_obeyed,
 )
@@ -241,6 +242,7 @@ def _text(model: "Model", twin: "Model | None", asked: SampleOptions, sampling: 
         start = (asked.ending if leftward else asked.opening) or ""
         shown = show_growing(model.stream(**request), start, leftward=leftward)
         tell_what_was_not_obeyed(hints, [shown])
+        tell_what_is_empty(int(shown == start and not asked.stop), 1, leftward=leftward)
         return
     printer = Printer(as_json=asked.as_json)
     started = time.perf_counter()
@@ -266,6 +268,8 @@ def _text(model: "Model", twin: "Model | None", asked: SampleOptions, sampling: 
     )
     if not asked.as_json:
         tell_what_was_not_obeyed(hints, [text.text for text in texts])
+        n_empty = sum(text.finish_reason == "stop" and not len(text.ids) for text in texts)
+        tell_what_is_empty(n_empty, len(texts), leftward=leftward)
         if asked.max_new_tokens is None:
             tell_what_was_cut(texts, model=model)
 

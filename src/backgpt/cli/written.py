@@ -77,6 +77,17 @@ def tell_what_was_cut(texts: "Sequence[Text]", *, model: "Model") -> None:
         )
 
 
+def tell_what_is_empty(count: int, n_texts: int, *, leftward: bool) -> None:
+    """Say on standard error for how many texts the model wrote nothing, and what helps."""
+    if count:
+        begins, first = ("begins", "first") if leftward else ("ends", "last")
+        print(
+            f"backgpt: nothing was written for {count} of {n_texts}: to the model a text {begins} "
+            f"like this; change its {first} words, or give a --length that it does not have yet",
+            file=sys.stderr,
+        )
+
+
 def _but(hints: "Hints", kind: str, text: str) -> str:
     """Return what is wrong with a text that does not obey: which words it lacks, its length."""
     from backgpt.hints import range_of, words_of
