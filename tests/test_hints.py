@@ -53,6 +53,14 @@ def test_a_word_that_is_given_twice_is_told_once() -> None:
     assert dict(hints.texts()) == {"words": "cake snow white"}
 
 
+def test_a_word_with_the_apostrophe_of_a_phone_is_told_and_found_with_a_straight_one() -> None:
+    hints = Hints(words=("Tom’s hat", "didn’t"))
+    assert dict(hints.texts()) == {"words": "tom's hat didn't"}
+    assert hints.missing_words("He didn't see Tom's hat.") == ()
+    assert hints.missing_words("He didn’t see Tom’s hat.") == ()
+    assert hints.missing_words("He did not see Tom.") == ("Tom’s hat", "didn’t")
+
+
 @pytest.mark.parametrize(
     ("word", "text", "obeyed"),
     [

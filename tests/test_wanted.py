@@ -169,6 +169,14 @@ def test_a_name_of_several_words_is_spelled_as_it_is(tokenizer: Tokenizer) -> No
     assert len(pushed(wanted_in(language, "So.", "Mctavish ann"), tokenizer)) == 2
 
 
+def test_the_apostrophe_of_a_phone_is_spelled_straight(tokenizer: Tokenizer) -> None:
+    language = Language(tokenizer, "backward", "token")
+    curved, straight = (wanted_in(language, "The end.", word) for word in ("didn’t", "didn't"))
+    assert pushed(curved, tokenizer) == pushed(straight, tokenizer)
+    take(curved, language, " She didn't cry.")
+    assert pushed(curved, tokenizer) == {}
+
+
 def test_a_capital_that_would_be_another_word_is_left_out(tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "forward", "token")
     ids = language.word_ids("\xdfeta").tolist()

@@ -65,7 +65,7 @@ class Hints:
         if self.length is not None:
             yield "length", self.length
         if self.words:
-            yield "words", " ".join(self.each_word).lower()
+            yield "words", straight(" ".join(self.each_word).lower())
         if self.opening is not None:
             yield "opening", self.opening
 
@@ -147,9 +147,12 @@ def occurs(word: str, lowered: str) -> bool:
     """Return whether a word, whatever its case, occurs as a whole in a text in lower case.
 
     What is not one word of letters, such as `r2d2`, `3` or several words that follow each other,
-    must have no letter or digit joined on; the white space between several may be any.
+    must have no letter or digit joined on; the white space between several may be any. Its
+    apostrophe may be straight in the text.
     """
     word = word.lower()
+    if word != straight(word) and occurs(straight(word), lowered):
+        return True
     parts = word.split()
     if any(part not in lowered for part in parts):
         return False
@@ -157,3 +160,8 @@ def occurs(word: str, lowered: str) -> bool:
         return word in words_of(lowered)
     before, after = r"(?:(?<!\w)|(?!\w))", r"(?:(?!\w)|(?<!\w))"  # nothing joins on a mark
     return re.search(before + r"\s+".join(map(re.escape, parts)) + after, lowered) is not None
+
+
+def straight(text: str) -> str:
+    """Return a text with the apostrophes of a typewriter, where a phone writes curved ones."""
+    return text.replace("’", "'")

@@ -13,7 +13,7 @@ is wanted comes true where the model likes it best, and what does not fit at all
 
 from abc import ABC, abstractmethod
 
-from backgpt.hints import Length, occurs, range_of, words_of
+from backgpt.hints import Length, occurs, range_of, straight, words_of
 from backgpt.language import Language, Prompt
 from backgpt.sampling import Floats
 from backgpt.tokenizer import joins_left
@@ -184,8 +184,9 @@ class WantedLength(Wanted):
 def _spellings(language: Language, word: str) -> tuple[_Spelling, ...]:
     """Return how a word is spelled: as it is, in lower case and with a capital.
 
-    A name of several words is only spelled as it is.
+    A name of several words is only spelled as it is, and an apostrophe straight, as in training.
     """
+    word = straight(word)
     spelled = {word: None}
     if all(later == later.lower() for later in word.split()[1:]):
         spelled |= dict.fromkeys((word.lower(), word[:1].upper() + word[1:].lower()))
