@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 from typer.cli import get_docs_for_click
+from typer.core import TyperGroup
 
 from backgpt.cli import app
 from backgpt.config import TrainConfig, to_toml
@@ -14,6 +15,9 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 def reference() -> str:
     """Return the reference as Markdown."""
     command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    for one in command.commands.values():  # else the list cuts each after 45 characters
+        one.short_help = " ".join((one.help or "").split("\n\n")[0].split())
     context = typer.Context(command, info_name="backgpt")
     text = get_docs_for_click(obj=command, ctx=context, name="backgpt", title="The command line")
     return f"{text.strip()}\n\n{_defaults()}"

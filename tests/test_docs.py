@@ -95,6 +95,19 @@ def test_the_command_line_reference_is_up_to_date() -> None:
     )
 
 
+def test_the_reference_s_list_of_commands_has_whole_sentences() -> None:
+    listed = re.findall(r"^\* `(\w+)`: (.*)", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in listed} >= {"sample", "import"}
+    assert [name for name, said in listed if not said.endswith(".") or said.endswith("...")] == []
+
+
+def test_usage_names_arguments_in_capitals_and_dots_them_once() -> None:
+    usages = re.findall(r"^\$ backgpt .*", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    arguments = re.findall(r"[{[](\S+?)[}\]](?=[ .]|$)", "\n".join(usages), re.MULTILINE)
+    assert {"SOURCE", "FILE", "MODEL", "OUT"} <= set(arguments)
+    assert [one for one in arguments if not one.isupper() or "." in one] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):

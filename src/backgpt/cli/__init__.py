@@ -51,9 +51,9 @@ app.command("eval")(evaluate)
 app.command()(arrow)
 app.command()(export)
 app.command()(unreverse)
+app.command("import")(import_)
 app.command()(push)
 app.command()(info)
-app.command("import")(import_)
 
 
 def _show_version(value: bool) -> None:

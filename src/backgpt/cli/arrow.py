@@ -17,8 +17,9 @@ def arrow(
     source: Annotated[
         str,
         Argument(
+            metavar="SOURCE",
             help="What prepare takes: builtin, tinystories, dolly, a file, folder or glob; or a "
-            "control: reversible, one-way."
+            "control: reversible, one-way.",
         ),
     ],
     out: Annotated[
@@ -49,11 +50,11 @@ def arrow(
     device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     workers: Annotated[int | None, Option(help="Processes that prepare, a core each.")] = None,
 ) -> None:
-    """Train small twins on a source, with several seeds, and say which way it is easier to predict.
+    """Train small twins, and say which way a source is easier to predict.
 
-    The gap is what the backward twin loses more than the forward one, on the same validation
-    texts, with an interval over documents and one over seeds. Stopped with Ctrl-C, the same
-    command goes on.
+    A pair is trained for each seed. The gap is what the backward twin loses more than the forward
+    one, on the same validation texts, with an interval over documents and one over seeds. Stopped
+    with Ctrl-C, the same command goes on.
     """
     if seeds < 1:
         raise UsageError(f"seeds = {seeds}: it must be 1 or more")

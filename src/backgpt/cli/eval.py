@@ -30,7 +30,7 @@ def evaluate(
     models: Annotated[
         list[str],
         Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help=f"The backward model: {WHICH_MODEL}; several if it was trained with several "
             "seeds.",
         ),

@@ -13,9 +13,9 @@ from backgpt.errors import UsageError
 def export(
     model: Annotated[
         str,
-        Argument(help=f"What to export: {WHICH_MODEL}."),
+        Argument(metavar="MODEL", help=f"What to export: {WHICH_MODEL}."),
     ],
-    out: Annotated[Path, Argument(help="The folder to make, or the file.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="The folder to make, or the file.")],
     to: Annotated[
         Literal["hf", "gguf", "onnx"],
         Option(

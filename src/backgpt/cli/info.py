@@ -29,7 +29,7 @@ class _Loss(NamedTuple):
 def info(
     model: Annotated[
         str | None,
-        Argument(help=f"Which one to describe: {WHICH_MODEL}."),
+        Argument(metavar="MODEL", help=f"Which one to describe: {WHICH_MODEL}."),
     ] = None,
     as_json: Annotated[
         bool, Option("--json", help="One JSON object a line for each model.")

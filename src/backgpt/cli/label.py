@@ -12,7 +12,10 @@ from backgpt.errors import UsageError, printable
 
 
 def label(
-    file: Annotated[Path, Argument(help="The texts: .jsonl, .txt, .parquet, or packed.")],
+    file: Annotated[
+        Path,
+        Argument(metavar="FILE", help="The texts: .txt, .jsonl (also .xz, .gz), .parquet."),
+    ],
     out: Annotated[Path, Option(help="The instruction file to write, or to go on with.")],
     model: Annotated[
         str | None,

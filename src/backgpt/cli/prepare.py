@@ -17,7 +17,7 @@ def prepare(
     sources: Annotated[
         list[str] | None,
         Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="builtin, tinystories, dolly, or files, folders and globs: "
             ".txt, .jsonl (also .xz, .gz), .parquet.",
         ),

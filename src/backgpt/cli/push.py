@@ -10,7 +10,7 @@ from backgpt.cli.given import WHICH_MODEL
 def push(
     model: Annotated[
         str,
-        Argument(help=f"What to push: {WHICH_MODEL}."),
+        Argument(metavar="MODEL", help=f"What to push: {WHICH_MODEL}."),
     ],
     name: Annotated[
         str,
