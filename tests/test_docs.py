@@ -2,11 +2,13 @@
 
 import re
 import runpy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import backgpt
+from backgpt import arrow
 from backgpt.config import TrainConfig, build
 from backgpt.run import RunResult
 from backgpt.train import train
@@ -106,6 +108,40 @@ def test_usage_names_arguments_in_capitals_and_dots_them_once() -> None:
     arguments = re.findall(r"[{[](\S+?)[}\]](?=[ .]|$)", "\n".join(usages), re.MULTILINE)
     assert {"SOURCE", "FILE", "MODEL", "OUT"} <= set(arguments)
     assert [one for one in arguments if not one.isupper() or "." in one] == []
+
+
+def defaults_told(command: str) -> dict[str, str]:
+    """Return the defaults that the reference tells of a command's options."""
+    reference = (ROOT / "docs" / "cli.md").read_text()
+    [section] = re.findall(rf"^## `backgpt {command}`\n(.*?)(?=^## )", reference, re.M | re.S)
+    options = re.findall(r"^\* `(?:-n, )?--([\w-]+).*`: .*\[default: (.*)\]$", section, re.M)
+    return {name.replace("-", "_"): default for name, default in options}
+
+
+def test_help_tells_the_defaults_of_all_training_settings_that_have_one() -> None:
+    settings = TrainConfig(data=Path("data"), epochs=1.0).model_dump()
+    in_words = {"data", "chat", "chat_valid", "epochs", "sample_endings", "tensorboard"}
+    numbers = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in settings.items()}
+    expected = {
+        name: numbers[name]
+        for name, value in settings.items()
+        if value is not None and name not in in_words
+    }
+    assert defaults_told("train") == expected
+
+
+def test_help_tells_the_defaults_of_arrow_and_of_drawing() -> None:
+    told = defaults_told("arrow")
+    assert {key: told[key] for key in ("preset", "max_steps", "batch_size")} == {
+        key: str(arrow.DEFAULTS[key]) for key in ("preset", "max_steps", "batch_size")
+    }
+    drawing = {
+        name: f"{value:g}"
+        for name, value in asdict(backgpt.Sampling()).items()
+        if value is not None
+    }
+    assert drawing.items() <= defaults_told("sample").items()
+    assert drawing.keys() & defaults_told("chat").keys() == {"temperature", "top_p", "min_p"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

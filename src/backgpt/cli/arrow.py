@@ -41,13 +41,19 @@ def arrow(
     config: Annotated[
         Path | None, Option(help="A TOML file with settings of train for the twins; flags win.")
     ] = None,
-    preset: Annotated[str | None, Option(help=f"One of {', '.join(PRESETS)}.")] = None,
-    max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
+    preset: Annotated[
+        str | None, Option(help=f"One of {', '.join(PRESETS)}.  [default: pico]")
+    ] = None,
+    max_steps: Annotated[
+        int | None, Option(help="Optimizer steps; or give --epochs.  [default: 1000]")
+    ] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
     batch_size: Annotated[
-        int | None, Option(help="Rows of block_size ids in a micro-batch.")
+        int | None, Option(help="Rows of block_size ids in a micro-batch.  [default: 16]")
     ] = None,
-    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[
+        str | None, Option(help="auto, cpu, cuda, cuda:1, ...  [default: auto]")
+    ] = None,
     workers: Annotated[int | None, Option(help="Processes that prepare, a core each.")] = None,
 ) -> None:
     """Train small twins, and say which way a source is easier to predict.

@@ -35,11 +35,12 @@ Separator = Annotated[
         callback=lambda given: given and given.replace("\\n", "\n"),
     ),
 ]
-Temperature = Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.")]
+Temperature = Annotated[float | None, Option(help="Below 1 safer, above 1 wilder.  [default: 0.8]")]
 TopK = Annotated[int | None, Option(help="Draw from the k likeliest tokens only.")]
-TopP = Annotated[float | None, Option(help="Draw from the likeliest that reach p.")]
+TopP = Annotated[float | None, Option(help="Draw from the likeliest that reach p.  [default: 1]")]
 MinP = Annotated[
-    float | None, Option(help="Draw from those at least p times as likely as the likeliest.")
+    float | None,
+    Option(help="Draw from those at least p times as likely as the likeliest.  [default: 0.05]"),
 ]
 
 ISA = "BACKGPT_ISA"  # names the instruction set of the native engine; for tests

@@ -120,11 +120,15 @@ def sample(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: Annotated[
-        float | None, Option(help="Above 1: tokens already in the text become less likely.")
+        float | None,
+        Option(help="Above 1: tokens already in the text become less likely.  [default: 1.1]"),
     ] = None,
     dry_multiplier: Annotated[
         float | None,
-        Option(help="Above 0: going on with what the text already says becomes less likely (DRY)."),
+        Option(
+            help="Above 0: going on with what the text already says becomes less likely (DRY).  "
+            "[default: 0.8]"
+        ),
     ] = None,
     seed: Annotated[int | None, Option(help="The same seed writes the same texts.")] = None,
     continues: Annotated[

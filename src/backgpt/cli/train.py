@@ -37,14 +37,22 @@ def train(
     chat_valid: Annotated[
         list[str] | None, Option(help="Conversations to validate on; repeatable.")
     ] = None,
-    out: Annotated[Path | None, Option(help="The run folder; resumed where it exists.")] = None,
-    preset: Annotated[str | None, Option(help=f"One of {', '.join(PRESETS)}.")] = None,
-    direction: Annotated[
-        Literal["backward", "forward", "both"] | None, Option(help="Which token is predicted.")
+    out: Annotated[
+        Path | None, Option(help="The run folder; resumed where it exists.  [default: runs/story]")
     ] = None,
-    unit: Annotated[Literal["token", "word"] | None, Option(help="What is reversed.")] = None,
+    preset: Annotated[
+        str | None, Option(help=f"One of {', '.join(PRESETS)}.  [default: nano]")
+    ] = None,
+    direction: Annotated[
+        Literal["backward", "forward", "both"] | None,
+        Option(help="Which token is predicted.  [default: backward]"),
+    ] = None,
+    unit: Annotated[
+        Literal["token", "word"] | None, Option(help="What is reversed.  [default: token]")
+    ] = None,
     hints: Annotated[
-        float | None, Option(help="Share of texts told beforehand: opening, words, length.")
+        float | None,
+        Option(help="Share of texts told beforehand: opening, words, length.  [default: 0]"),
     ] = None,
     init: Annotated[
         str | None,
@@ -55,10 +63,10 @@ def train(
     max_steps: Annotated[int | None, Option(help="Optimizer steps; or give --epochs.")] = None,
     epochs: Annotated[float | None, Option(help="Passes over the data; may be a fraction.")] = None,
     batch_size: Annotated[
-        int | None, Option(help="Rows of block_size ids in a micro-batch.")
+        int | None, Option(help="Rows of block_size ids in a micro-batch.  [default: 32]")
     ] = None,
     grad_accum_steps: Annotated[
-        int | None, Option(help="Micro-batches in a step, over all ranks.")
+        int | None, Option(help="Micro-batches in a step, over all ranks.  [default: 1]")
     ] = None,
     n_layer: Annotated[int | None, Option(help="Layers.")] = None,
     n_head: Annotated[int | None, Option(help="Query heads, 64 wide each.")] = None,
@@ -68,42 +76,70 @@ def train(
     intermediate_size: Annotated[
         int | None, Option(help="Width of the feed-forward layer.")
     ] = None,
-    dropout: Annotated[float | None, Option(help="Share of activations dropped.")] = None,
+    dropout: Annotated[
+        float | None, Option(help="Share of activations dropped.  [default: 0]")
+    ] = None,
     optimizer: Annotated[
-        Literal["muon", "adamw"] | None, Option(help="muon: for matrices, AdamW for the rest.")
+        Literal["muon", "adamw"] | None,
+        Option(help="muon: for matrices, AdamW for the rest.  [default: muon]"),
     ] = None,
-    lr: Annotated[float | None, Option(help="AdamW's learning rate.")] = None,
-    muon_lr: Annotated[float | None, Option(help="Muon's learning rate.")] = None,
-    min_lr: Annotated[float | None, Option(help="What lr falls to; muon_lr in proportion.")] = None,
-    warmup_steps: Annotated[int | None, Option(help="Steps of rising learning rate.")] = None,
+    lr: Annotated[float | None, Option(help="AdamW's learning rate.  [default: 0.003]")] = None,
+    muon_lr: Annotated[float | None, Option(help="Muon's learning rate.  [default: 0.02]")] = None,
+    min_lr: Annotated[
+        float | None, Option(help="What lr falls to; muon_lr in proportion.  [default: 0]")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, Option(help="Steps of rising learning rate.  [default: 20]")
+    ] = None,
     decay_fraction: Annotated[
-        float | None, Option(help="Share of the run, at its end, with falling learning rate.")
+        float | None,
+        Option(help="Share of the run, at its end, with falling learning rate.  [default: 0.5]"),
     ] = None,
-    weight_decay: Annotated[float | None, Option(help="Decoupled weight decay.")] = None,
-    beta1: Annotated[float | None, Option(help="AdamW's first moment.")] = None,
-    beta2: Annotated[float | None, Option(help="AdamW's second moment.")] = None,
-    grad_clip: Annotated[float | None, Option(help="Largest gradient norm; 0 is no limit.")] = None,
-    seed: Annotated[int | None, Option(help="Of initial weights, order of data, dropout.")] = None,
-    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    weight_decay: Annotated[
+        float | None, Option(help="Decoupled weight decay.  [default: 0.1]")
+    ] = None,
+    beta1: Annotated[float | None, Option(help="AdamW's first moment.  [default: 0.9]")] = None,
+    beta2: Annotated[float | None, Option(help="AdamW's second moment.  [default: 0.95]")] = None,
+    grad_clip: Annotated[
+        float | None, Option(help="Largest gradient norm; 0 is no limit.  [default: 1]")
+    ] = None,
+    seed: Annotated[
+        int | None, Option(help="Of initial weights, order of data, dropout.  [default: 1]")
+    ] = None,
+    device: Annotated[
+        str | None, Option(help="auto, cpu, cuda, cuda:1, ...  [default: auto]")
+    ] = None,
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"] | None, Option(help="Of products; weights are fp32.")
+        Literal["auto", "bf16", "fp32"] | None,
+        Option(help="Of products; weights are fp32.  [default: auto]"),
     ] = None,
     compile: Annotated[
         Literal["auto", "on", "off"] | None,
-        Option(help="torch.compile; auto: on a GPU, and in long runs."),
+        Option(help="torch.compile; auto: on a GPU, and in long runs.  [default: auto]"),
     ] = None,
-    log_every: Annotated[int | None, Option(help="Steps between lines of progress.")] = None,
-    eval_every: Annotated[int | None, Option(help="Steps between validations.")] = None,
-    save_every: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
-    keep_last: Annotated[int | None, Option(help="Checkpoints kept, besides the best.")] = None,
+    log_every: Annotated[
+        int | None, Option(help="Steps between lines of progress.  [default: 10]")
+    ] = None,
+    eval_every: Annotated[
+        int | None, Option(help="Steps between validations.  [default: 200]")
+    ] = None,
+    save_every: Annotated[
+        int | None, Option(help="Steps between checkpoints.  [default: 200]")
+    ] = None,
+    keep_last: Annotated[
+        int | None, Option(help="Checkpoints kept, besides the best.  [default: 3]")
+    ] = None,
     sample_endings: Annotated[
-        list[str] | None, Option(help="Texts to write from at each validation; repeatable.")
+        list[str] | None,
+        Option(help="Texts to write from at each validation; repeatable. Two if none is given."),
     ] = None,
     tensorboard: Annotated[bool | None, Option(help="Write TensorBoard files as well.")] = None,
 ) -> None:
     """Train a model on a prepared dataset, or go on where the run folder stands.
 
-    Give --max-steps or --epochs. Under torchrun the ranks share each step's micro-batches.
+    Give --max-steps or --epochs. Layers, heads, widths and context are the preset's unless given. A
+    run that is gone on with keeps its settings, but for those that are given. Under torchrun the
+    ranks share each step's micro-batches.
     """
     given = {k: v for k, v in context.params.items() if v not in (None, (), []) and k != "config"}
     settings = _resolve(given, config)
