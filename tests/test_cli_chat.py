@@ -242,6 +242,20 @@ def test_a_pipe_is_one_message_and_only_the_result_is_printed(run: Path, mode: s
     assert done.stderr == (cut_off if text.finish_reason == "length" else "")
 
 
+@pytest.mark.parametrize("mode", ["ask", "rewind"])
+def test_in_a_pipe_a_seed_that_was_drawn_is_told_and_writes_the_same_again(
+    run: Path, mode: str
+) -> None:
+    options = ["--model", run, "--mode", mode, "--max-new-tokens=6", "-n", "2"]
+    done = in_a_pipe(*options)
+    *_, last = done.stderr.splitlines()
+    found = re.fullmatch(r"backgpt: --seed (\d+) writes this again", last)
+    assert found is not None
+    again = in_a_pipe(*options, "--seed", found[1])
+    assert again.stdout == done.stdout
+    assert "writes this again" not in again.stderr
+
+
 def test_a_rewound_conversation_is_a_transcript_with_roles(run: Path) -> None:
     done = in_a_pipe("--model", run, "--mode=rewind", "--max-new-tokens=6", "--seed=1")
     assert done.returncode == 0, done.stderr
@@ -390,7 +404,7 @@ def test_without_the_built_in_model_one_line_says_to_name_one(
 
 
 def test_what_a_model_without_conversations_will_do_is_said(run: Path) -> None:
-    done = in_a_pipe("--model", run.parent / "run", "--max-new-tokens=4")
+    done = in_a_pipe("--model", run.parent / "run", "--seed=1", "--max-new-tokens=4")
     told, cut_off = done.stderr.splitlines()
     assert "was never tuned on conversations" in told
     assert "its beginning is missing" in cut_off

@@ -22,7 +22,7 @@ from backgpt.cli.given import (
     those_given,
 )
 from backgpt.cli.terminal import for_terminal
-from backgpt.cli.written import print_texts
+from backgpt.cli.written import WRITES_AGAIN, print_texts
 from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
 
@@ -70,7 +70,9 @@ def chat(
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
-    seed: Annotated[int | None, Option(help="The same seed writes the same messages.")] = None,
+    seed: Annotated[
+        int | None, Option(help="The same seed writes the same messages; drawn if not given.")
+    ] = None,
     as_json: Annotated[
         bool, Option("--json", help="In a pipe: one JSON object with the candidates.")
     ] = False,
@@ -171,7 +173,8 @@ def _write_candidates(
 ) -> None:
     """Write candidates for the message that standard input holds, and print only them.
 
-    That one was cut off, which its JSON says, goes to standard error.
+    What its JSON says besides, that one was cut off and a seed that was drawn, goes to standard
+    error.
     """
     ways: dict[str, Callable[..., Sequence[Text] | Sequence[Transcript]]] = {
         "ask": model.ask,
@@ -188,6 +191,8 @@ def _write_candidates(
             edge = "beginning" if model.direction == "backward" else "end"
             notice = LEFT_OUT if mode == "rewind" else CUT_OFF.format(edge)
             print(f"backgpt: {notice}", file=sys.stderr)
+        if "seed" not in settings:
+            print(WRITES_AGAIN.format(found[0].seed), file=sys.stderr)
         return
     context = settings.get("context", "")
     record = {"mode": mode, "message": message, "context": context, "seed": found[0].seed}

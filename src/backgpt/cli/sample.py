@@ -24,6 +24,7 @@ from backgpt.cli.given import (
 from backgpt.cli.growing import show_growing
 from backgpt.cli.sample_options import SampleOptions, split_words
 from backgpt.cli.written import (
+    WRITES_AGAIN,
     Printer,
     print_texts,
     record_of_bridge,
@@ -130,7 +131,9 @@ def sample(
             "[default: 0.8]"
         ),
     ] = None,
-    seed: Annotated[int | None, Option(help="The same seed writes the same texts.")] = None,
+    seed: Annotated[
+        int | None, Option(help="The same seed writes the same texts; drawn if not given.")
+    ] = None,
     continues: Annotated[
         bool, Option("--continues", help="More text follows the ending: it is not the very end.")
     ] = False,
@@ -212,7 +215,7 @@ def sample(
         write(loaded, other, asked, sampling)
         return
     drawn = secrets.randbits(32)
-    told = f"backgpt: --seed {drawn} writes this again"
+    told = WRITES_AGAIN.format(drawn)
     try:
         write(loaded, other, replace(asked, seed=drawn), sampling)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from backgpt.hints import Hints
     from backgpt.verse import Verse
 
+WRITES_AGAIN = "backgpt: --seed {} writes this again"  # told of a seed that was drawn
 _BETWEEN = "---\n"  # two texts
 
 Record = dict[str, Any]
