@@ -409,11 +409,14 @@ class Model:
         return self.score_all([text], overlap=overlap)[0]
 
     def score_all(self, texts: Sequence[str], *, overlap: int = 0) -> list[Score]:
-        """Score many documents at once; the same results, faster."""
+        """Score many documents at once; the same results, faster. Raises as `score`."""
         return score_texts(self.engine, self.language, texts, overlap=overlap)
 
     def word_scores(self, text: str, score: Score) -> list[WordScore]:
-        """Return what `score` says of each word of its `text`; the words join to the text."""
+        """Return what `score` says of each word of its `text`; the words join to the text.
+
+        Raises UsageError if the score is that of another text.
+        """
         check_text("text", text)
         return word_scores(self.tokenizer, text, score)
 
@@ -552,10 +555,11 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
 ) -> Model:
-    """Load a model: a built-in one by its name, or a model folder, checkpoint or run folder.
+    """Load a model: by its name, or from a model folder, checkpoint or run folder.
 
     Without `path` it is the built-in model "stories"; a local folder called like a built-in model
-    is `./stories`, or a Path. Of a run folder it is the best checkpoint. A model trained both ways
+    is `./stories`, or a Path. "owner/name" or "owner/name@revision", if no path here, is downloaded
+    from the Hugging Face hub. Of a run folder it is the best checkpoint. A model trained both ways
     runs in `direction`, backward if none is given.
 
     `engine` is "native" (C++, on the CPU) or "torch"; without one, native where it can be. The
@@ -564,7 +568,8 @@ def load(
     most and the instruction set `isa`, by default the fastest.
 
     Raises DataError, UsageError or CorruptFileError if it cannot be read as one or does not run
-    so, and MissingExtraError without an engine.
+    so, MissingExtraError without an engine or the hub's library, and BackgptError if the hub is
+    out of reach.
     """
     if direction not in (None, *get_args(Direction)):
         raise UsageError(
