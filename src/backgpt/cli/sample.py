@@ -107,7 +107,10 @@ def sample(
     ] = None,
     rank: Annotated[
         Literal["backward", "forward", "both"] | None,
-        Option(help="Who says which is best; the way that the model does not run if not given."),
+        Option(
+            help="Which direction judges what is best; the one that the model does not run in if "
+            "not given."
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int | None, Option(help="Most tokens to write; the context is the limit otherwise.")
@@ -160,12 +163,15 @@ def sample(
 ) -> None:
     """Write the text that leads to an ending, last word first.
 
-    A backward model is given the ending (--ending, or --prompt as in the original), a forward
-    model the opening (--opening, or --prompt); one trained both ways runs forward from an opening
-    alone. With an opening and an ending a bridge is written
-    from the one to the other, with --around what stands to both sides of a phrase, with
-    --end-words or --rhyme verse. Words that should occur are made likelier until they do, and the
-    text to end where it has its length. A model trained with hints is told them as well.
+    Give an --ending to write toward, an --opening to go on from, or both: then a bridge is written
+    from the one to the other. --around writes what stands to both sides of a phrase, --end-words
+    and --rhyme write verse.
+
+    --words are made likelier until they occur, and a text is made to end where it has its --length.
+    A model trained with hints is told both as well.
+
+    A model trained both ways runs forward from an opening alone. --prompt, as in the original, is
+    the ending for a backward model and the opening for a forward one.
     """
     asked = SampleOptions(
         ending=ending,

@@ -45,14 +45,21 @@ def train(
     ] = None,
     direction: Annotated[
         Literal["backward", "forward", "both"] | None,
-        Option(help="Which token is predicted.  [default: backward]"),
+        Option(
+            help="Which token is predicted: the previous, the next, or, with both, the one that "
+            "the first id of a row says.  [default: backward]"
+        ),
     ] = None,
     unit: Annotated[
-        Literal["token", "word"] | None, Option(help="What is reversed.  [default: token]")
+        Literal["token", "word"] | None,
+        Option(help="What is reversed: tokens, or words.  [default: token]"),
     ] = None,
     hints: Annotated[
         float | None,
-        Option(help="Share of texts told beforehand: opening, words, length.  [default: 0]"),
+        Option(
+            help="Share of texts before which hints (opening, words, length) are told, so that the "
+            "model learns to obey them.  [default: 0]"
+        ),
     ] = None,
     init: Annotated[
         str | None,
