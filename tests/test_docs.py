@@ -10,6 +10,7 @@ import pytest
 import backgpt
 from backgpt import arrow
 from backgpt.config import TrainConfig, build
+from backgpt.datasets.sources import NAMED_SOURCES
 from backgpt.run import RunResult
 from backgpt.train import train
 
@@ -110,12 +111,25 @@ def test_usage_names_arguments_in_capitals_and_dots_them_once() -> None:
     assert [one for one in arguments if not one.isupper() or "." in one] == []
 
 
-def defaults_told(command: str) -> dict[str, str]:
-    """Return the defaults that the reference tells of a command's options."""
+def section_of(command: str) -> str:
+    """Return what the reference says of a command."""
     reference = (ROOT / "docs" / "cli.md").read_text()
     [section] = re.findall(rf"^## `backgpt {command}`\n(.*?)(?=^## )", reference, re.M | re.S)
-    options = re.findall(r"^\* `(?:-n, )?--([\w-]+).*`: .*\[default: (.*)\]$", section, re.M)
-    return {name.replace("-", "_"): default for name, default in options}
+    return str(section)
+
+
+def defaults_told(command: str) -> dict[str, str]:
+    """Return the defaults that the reference tells of a command's options."""
+    told = re.findall(
+        r"^\* `(?:-n, )?--([\w-]+).*`: .*\[default: (.*)\]$", section_of(command), re.M
+    )
+    return {name.replace("-", "_"): default for name, default in told}
+
+
+@pytest.mark.parametrize("command", ["prepare", "score", "arrow"])
+def test_help_names_every_source_that_has_a_name(command: str) -> None:
+    section = section_of(command)
+    assert [name for name in NAMED_SOURCES if not re.search(rf"\b{name}(?!-)\b", section)] == []
 
 
 def test_help_tells_the_defaults_of_all_training_settings_that_have_one() -> None:

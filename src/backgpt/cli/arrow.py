@@ -18,8 +18,8 @@ def arrow(
         str,
         Argument(
             metavar="SOURCE",
-            help="What prepare takes: builtin, tinystories, dolly, a file, folder or glob; or a "
-            "control: reversible, one-way.",
+            help="What prepare takes: builtin, tinystories, tinystories-valid, dolly, a file, "
+            "folder or glob; or a control: reversible, one-way.",
         ),
     ],
     out: Annotated[

@@ -18,7 +18,7 @@ def prepare(
         list[str] | None,
         Argument(
             metavar="SOURCE",
-            help="builtin, tinystories, dolly, or files, folders and globs: "
+            help="builtin, tinystories, tinystories-valid, dolly, or files, folders and globs: "
             ".txt, .jsonl (also .xz, .gz), .parquet.",
         ),
     ] = None,

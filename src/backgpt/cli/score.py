@@ -43,7 +43,8 @@ def score(
         Argument(
             metavar="FILE",
             help="The texts: a file (.txt, .jsonl, also .xz, .gz; .parquet), a folder, a glob, "
-            "builtin, tinystories or dolly; - reads one text from standard input.",
+            "builtin, tinystories, tinystories-valid or dolly; - reads one text from standard "
+            "input.",
         ),
     ],
     model: Annotated[
