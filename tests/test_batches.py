@@ -1,5 +1,6 @@
 """Batches: every target once an epoch, alike for both twins and for any number of ranks."""
 
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -245,6 +246,23 @@ def test_fractions_of_an_epoch_are_steps(dataset: Dataset) -> None:
     assert plan.steps_in(0.5) == round(whole / 2)
     assert plan.steps_in(1e-9) == 1
     assert plan.steps_in(2) >= 2 * whole - 1
+
+
+def test_a_window_of_a_long_document_costs_no_more_than_its_own_ids(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path, ids = tmp_path / "long.bin", ReadingIds(np.full(200_000, 300, dtype=np.uint16))
+    write_shard(path, [(ids, 1)], tokenizer_sha256=tokenizer.sha256, vocab_size=512)
+    language = Language(tokenizer, "backward", "token")
+    found = Windows([open_shard(path)], [language], block_size=BLOCK_SIZE)
+    tracemalloc.start()
+    try:
+        for index in (0, len(found) // 2, len(found) - 1):
+            found.sequence(index)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < len(ids)
 
 
 def test_no_documents_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

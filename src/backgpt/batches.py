@@ -181,10 +181,15 @@ class Windows:
         way, shard, document, first, last = self._table[index]
         language = self._languages[way]
         text_ids = self._shards[shard].document(int(document))
-        marked = language.tokenizer.mark(text_ids)
-        ids = marked[first : last + 1]
+        tokenizer = language.tokenizer
+        starts, ends = first == 0, last == len(text_ids) + 1
+        ids = joined(  # of a long document, only this piece of it is touched
+            [tokenizer.start_id] if starts else [],
+            text_ids[max(first - 1, 0) : last],
+            [tokenizer.end_id] if ends else [],
+        )
         turned = ModelIds(ids[language.order.permutation(ids, last_apart=True)])
-        return language, turned, text_ids if len(ids) == len(marked) else None
+        return language, turned, text_ids if starts and ends else None
 
     def _index(self, way: int, number: int) -> Int64s:
         """Return the (W, 5) table of one shard in one language."""
