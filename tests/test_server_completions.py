@@ -12,6 +12,7 @@ from backgpt.api import Model
 from backgpt.hints import words_of
 from backgpt.order import Direction, Unit
 from backgpt.sampling import Sampling
+from backgpt.server.channel import Channel, Said, Wrote
 from backgpt.tokenizer import Tokenizer
 from serving import catalog_of, chunks_of, joined, post, serving
 from tiny_models import scripted_model, tiny_model
@@ -60,6 +61,34 @@ def test_the_same_seed_gives_the_texts_that_python_gives(address: str, model: Mo
     n_given = len(model.prompt("The end.").ids)
     assert answer["usage"]["prompt_tokens"] == n_given
     assert answer["usage"]["completion_tokens"] == sum(text.n_tokens for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("asked", "live"),
+    [
+        ({}, False),
+        ({"stream": True}, False),
+        ({"stream": True, "stream_options": {"order": "prepend"}}, True),
+        ({"stream": True, "stream_options": {"order": "prepend"}, "best_of": 2}, False),
+        ({"stream": True, "backgpt": {"direction": "forward"}}, True),
+        ({"stream": True, "backgpt": {"direction": "forward"}, "logprobs": 1}, False),
+    ],
+)
+def test_pieces_are_told_only_where_they_are_sent(
+    address: str, asked: dict[str, Any], live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    put = Channel.put
+
+    def watched(channel: Channel, event: Said) -> None:
+        told.append(event)
+        put(channel, event)
+
+    monkeypatch.setattr(Channel, "put", watched)
+    forward = "backgpt" in asked
+    given = {"prompt": "Once"} if forward else {"suffix": "The end."}
+    assert post(address, PATH, **given, max_tokens=20, seed=5, **asked).status_code == 200
+    assert any(isinstance(event, Wrote) for event in told) == live
 
 
 def test_the_defaults_are_the_projects_own_and_a_drawn_seed_writes_it_again(

@@ -17,7 +17,7 @@ from backgpt.api import Model
 from backgpt.bridge import BRIDGES_TRIED
 from backgpt.running import Job
 from backgpt.sampling import Sampling
-from backgpt.server.channel import Channel, Ended, Part, Wrote
+from backgpt.server.channel import Channel, Ended, Part, Tells, Wrote
 from backgpt.server.decode import DecodeThread
 from backgpt.server.failures import ApiError, BusyError, FaultError
 from backgpt.server.scheduler import Scheduler, SliceTask, WriteTask
@@ -65,6 +65,30 @@ def test_in_every_round_every_sample_gets_one_id(model: Model) -> None:
         for count in range(1, 5):
             scheduler.round([], [])
             assert scheduler.n_drawn == before + 3 * count
+
+    on_a_loop(test)
+
+
+def test_of_a_text_that_nobody_watches_only_its_end_is_told(model: Model) -> None:
+    async def test() -> None:
+        scheduler = Scheduler(max_running=8)
+        both: tuple[Tells, ...] = ("pieces", "ends")
+        for tells in both:
+            one = replace(part(model, max_new_tokens=20), tells=tells)
+            scheduler.round([WriteTask(channel(), one)], [])
+        while scheduler.has_work:
+            scheduler.round([], [])
+        watched, unwatched = (
+            [event for to, event in scheduler.said if to is one]
+            for one in dict.fromkeys(to for to, _ in scheduler.said)
+        )
+        *pieces, end, _ = watched
+        [only, _] = unwatched
+        assert isinstance(end, Ended)
+        assert isinstance(only, Ended)
+        assert only.drawing.result.text == end.drawing.result.text
+        assert len(pieces) > 1
+        assert all(isinstance(event, Wrote) for event in pieces)
 
     on_a_loop(test)
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from backgpt.engine import Engine
 from backgpt.errors import BackgptError
@@ -11,21 +11,30 @@ from backgpt.generate import Drawing, Text
 from backgpt.running import Drawn, Job
 from backgpt.server.failures import FaultError
 
+Tells = Literal["pieces", "ids", "ends"]
+"""What is told of a text: its pieces as they are written, every id that is drawn as well, whether
+or not it makes text, or nothing before it has ended."""
+
 
 @dataclass(frozen=True)
 class Part:
     """One job of a request, whose samples are its choices from number `first` on.
 
     `after` is called with each text that is finished, and may return the job that the same choice
-    goes on with, of one sample. With `tells_ids` every id that is drawn is told, whether or not it
-    makes text.
+    goes on with, of one sample.
     """
 
     engine: Engine
     job: Job
     first: int = 0
     after: Callable[[Text], Job | None] | None = None
-    tells_ids: bool = False
+    tells: Tells = "pieces"
+
+    def is_told(self, piece: str, drawn: Drawn | None) -> bool:
+        """Return whether a piece of text, perhaps an empty one, and the id it comes of are told."""
+        if self.tells == "ends":
+            return False
+        return bool(piece) or (drawn is not None and self.tells == "ids")
 
     def split(self, most: int) -> "Iterator[Part]":
         """Yield parts of at most `most` samples each that together are this one."""

@@ -23,7 +23,7 @@ from backgpt.messages import Message, Role, as_transcript, other_role, take_turn
 from backgpt.rewind import Rewinding, Transcript
 from backgpt.running import Job, room_for
 from backgpt.server.answers import Chat, ChatChoice, ChatDetails, SaidMessage, Usage
-from backgpt.server.channel import Channel, Ended, Part, Wrote
+from backgpt.server.channel import Channel, Ended, Part, Tells, Wrote
 from backgpt.server.failures import ApiError
 from backgpt.server.prompts import check_length
 from backgpt.server.schema import ChatRequest
@@ -111,17 +111,26 @@ class _Answer:
         room_for(model.engine, answer.parts()[0].job)
         return answer
 
+    @property
+    def live(self) -> bool:
+        """Whether pieces are sent as they are written, not each choice when it is finished."""
+        prepend = self.asked.order == "prepend"
+        return bool(self.asked.stream) and (prepend or self.model.direction == "forward")
+
     def parts(self) -> list[Part]:
         """Return what is to be written: a conversation that is rewound is a part of its own."""
         engine = self.model.engine
+        tells: Tells = "pieces" if self.live else "ends"
         if self.choices[0].rewinding is None:
-            return [Part(engine, self._job(self.prompt, self.seed, n=self.asked.count))]
+            job = self._job(self.prompt, self.seed, n=self.asked.count)
+            return [Part(engine, job, tells=tells)]
         return [
             Part(
                 engine,
                 self._job(self.prompt, written.rewinding.seed),
                 first=number,
                 after=partial(self._next, written.rewinding),
+                tells=tells,
             )
             for number, written in enumerate(self.choices)
             if written.rewinding is not None
@@ -166,17 +175,15 @@ class _Answer:
 
         An empty one of each choice comes first.
         """
-        leftward = self.model.direction == "backward"
-        live = self.asked.order == "prepend" or not leftward
-        of_first = {"turn": 0, "role": self.role} if live else None
+        of_first = {"turn": 0, "role": self.role} if self.live else None
         for index in range(self.asked.count):  # OpenAI's client wants to meet them in order
             yield self._chunk(index, {"role": "assistant", "content": ""}, ours=of_first)
         async for event in channel.events():
-            if isinstance(event, Wrote) and live:
+            if isinstance(event, Wrote):
                 of_turn = {"turn": event.turn, "role": self._role(event.turn)}
                 yield self._chunk(event.index, {"content": event.text}, ours=of_turn)
             elif isinstance(event, Ended) and (choice := self._take(event)):
-                if not live:
+                if not self.live:
                     yield self._chunk(event.index, {"content": choice.message.content})
                 yield self._chunk(
                     event.index, {}, reason=choice.finish_reason, ours=as_chunk(choice.backgpt)

@@ -89,6 +89,14 @@ class _Answer:
         """Whether anything is to be written."""
         return self.asked.max_tokens != 0 and not self.choices.given[0].whole
 
+    @property
+    def live(self) -> bool:
+        """Whether pieces are sent as they are written, not each choice when it is finished."""
+        if not self.asked.stream or self.choices.of_bridges or self.choices.ranked:
+            return False
+        leftward = self.model.direction == "backward"
+        return self.asked.order == "prepend" or (not leftward and self.asked.logprobs is None)
+
     def parts(self) -> list[Part]:
         """Return what is to be written."""
         return [
@@ -105,6 +113,7 @@ class _Answer:
                     n_likeliest=self.asked.logprobs or 0,
                 ),
                 first=number * self.choices.n_written,
+                tells="pieces" if self.live else "ends",
             )
             for number, one in enumerate(self.choices.given)
         ]
@@ -138,20 +147,17 @@ class _Answer:
             yield self._usage_chunk(completion.usage)
 
     async def _chunks_as_they_come(self, channel: Channel) -> AsyncIterator[Chunk]:
-        leftward = self.model.direction == "backward"
-        prepend = self.asked.order == "prepend"
-        live = prepend or (not leftward and self.asked.logprobs is None)
         n_written = 0
-        if live and self.asked.echo:
+        if self.live and self.asked.echo:
             for index, number in enumerate(self.choices.numbers):
                 yield self._chunk(index, self.choices.given[number].prompt.text)
         async for event in channel.events():
-            if isinstance(event, Wrote) and live:
+            if isinstance(event, Wrote):
                 yield self._chunk(event.index, event.text)
             elif isinstance(event, Ended):
                 choice = self.choices.of_text(event.index, event.drawing)
                 n_written += choice.backgpt.n_tokens
-                if not live:
+                if not self.live:
                     yield self._chunk(choice.index, choice.text, logprobs=choice.logprobs)
                 yield self._chunk(choice.index, "", ended=choice)
         if self.asked.wants_usage:

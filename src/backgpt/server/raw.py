@@ -46,7 +46,9 @@ async def complete_raw(
         seed=asked.seed or 0,
     )
     room_for(model.engine, job)
-    channel = service.writer.write([Part(model.engine, job, tells_ids=True)])
+    channel = service.writer.write(
+        [Part(model.engine, job, tells="ids" if asked.stream else "ends")]
+    )
     envelope = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",

@@ -197,7 +197,7 @@ class Scheduler:
             self._finish(writing)
 
     def _write(self, writing: _Writing, piece: str, drawn: Drawn | None = None) -> None:
-        if piece or (drawn and writing.part.tells_ids):
+        if writing.part.is_told(piece, drawn):
             self._say(writing.channel, Wrote(writing.index, piece, writing.turn, drawn))
 
     def _finish(self, writing: _Writing) -> None:

@@ -134,11 +134,12 @@ class Upstream:
                     if drawn is not None:
                         self.n_drawn += 1
                         piece = drawing.take(drawn)
-                        if piece or part.tells_ids:
+                        if part.is_told(piece, drawn):
                             channel.put(Wrote(index, piece, turn, drawn))
                     if ended or drawing.stopped:
                         unfinished.remove(number)
-                        if piece := drawing.finish():
+                        piece = drawing.finish()
+                        if part.is_told(piece, None):
                             channel.put(Wrote(index, piece, turn))
                         following = part.after(drawing.result) if part.after else None
                         channel.put(Ended(index, drawing, turn, more=following is not None))
