@@ -638,7 +638,8 @@ def test_what_a_shell_closed_is_nothing_to_read_and_nowhere_to_write() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_standard_output_is_said() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_said(unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "backgpt", "--version"],
@@ -646,6 +647,7 @@ def test_a_full_disk_behind_standard_output_is_said() -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 1
     assert done.stderr == "backgpt: standard output or a file: No space left on device\n"

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
+        _let_go_of_output()
         sys.exit(EXIT_FAILURE)
     except MemoryError:
         _fail("out of memory: ask for less at a time, or take a smaller model", EXIT_FAILURE)
@@ -149,4 +149,13 @@ def _parser_error(error: Any, given: list[str]) -> tuple[str, int] | None:
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"backgpt: {printable(message)}", file=sys.stderr)
+    _let_go_of_output()
     sys.exit(code)
+
+
+def _let_go_of_output() -> None:
+    """Write what standard output still holds, or drop it: ending, Python would fail at it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
