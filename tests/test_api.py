@@ -16,6 +16,7 @@ from backgpt.config import TrainConfig
 from backgpt.errors import BackgptError, UsageError
 from backgpt.generate import collect
 from backgpt.order import Direction
+from backgpt.running import Job
 from backgpt.tokenizer import Tokenizer
 from backgpt.train import train
 from tiny_models import tiny_model
@@ -325,7 +326,7 @@ def test_a_conversation_goes_back_from_all_of_its_messages(model: Model) -> None
     [asked] = model.ask(talk, max_new_tokens=5, seed=2)
     prompt = template.before(talk)
     [expected] = collect(
-        model.engine, model.language, prompt, sampling=Sampling(), max_new_tokens=5, seed=2
+        model.engine, Job(model.language, prompt, sampling=Sampling(), max_new_tokens=5, seed=2)
     )
     assert asked.ids.tolist() == expected.ids.tolist()
     [transcript] = model.rewind(talk, turns=1, max_new_tokens=5, seed=2)

@@ -3,7 +3,7 @@
 import json
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import backgpt
 from backgpt.api import Model
 from backgpt.card import Measures
 from backgpt.config import read_as
+from backgpt.engine import Engine
 from backgpt.errors import DataError
 from backgpt.evaluate import (
     FIXED_ENDINGS,
@@ -39,6 +40,7 @@ from backgpt.hints import Hints, words_of
 from backgpt.language import Prompt
 from backgpt.model import Transformer
 from backgpt.model_folder import ModelFolder, save_model
+from backgpt.running import Job
 from backgpt.shape import ModelConfig
 from backgpt.tokenizer import Tokenizer
 
@@ -190,8 +192,8 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
         given.append({"ending": ending, **options})
         return prompt(self, ending, **options)  # type: ignore[arg-type]
 
-    def written(*arguments: object, **options: object) -> list[list[Text]]:
-        texts = collect_all(*arguments, **options)  # type: ignore[arg-type]
+    def written(engine: Engine, jobs: Sequence[Job]) -> list[list[Text]]:
+        texts = collect_all(engine, jobs)
         return [
             [replace(text, text=f"{request['opening']} and so on.")]
             for [text], request in zip(texts, given, strict=True)

@@ -94,7 +94,7 @@ def test_a_backward_model_writes_its_story_in_front_of_the_ending(
     prompt = lang.prompt(ending, at_edge=True)
     written = lang.order.to_model(tokenizer.encode(story)).tolist()
     engine = script(tokenizer, [*written, tokenizer.start_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
     assert text.text == f"{story} {ending}"
     assert text.finish_reason == "stop"
     assert text.n_tokens == len(written) + 1
@@ -120,7 +120,7 @@ def test_a_forward_model_goes_on_from_the_opening(tokenizer: Tokenizer) -> None:
     prompt = lang.prompt("Once there was", at_edge=True)
     written = tokenizer.encode("a fox.\nIt ran.").tolist()
     engine = script(tokenizer, [*written, tokenizer.end_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
     assert text.text == "Once there was a fox.\nIt ran."
 
 
@@ -140,7 +140,7 @@ def test_an_opening_that_ends_with_a_space_is_gone_on_from_with_a_word(
     assert prompt.ids.tolist() == bare.ids.tolist()  # the space is the next word's
     fox = tokenizer.encode("fox came.").tolist()
     engine = script(tokenizer, [*fox, tokenizer.end_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
     assert (text.text, text.given) == ("It saw a fox came.", "It saw a ")
     assert "".join(pieces(engine, Job(lang, prompt, sampling=GREEDY))) == "fox came."
     joins = int(np.flatnonzero(~tokenizer.starts_group & tokenizer.has_text)[0])
@@ -148,7 +148,7 @@ def test_an_opening_that_ends_with_a_space_is_gone_on_from_with_a_word(
     first, *_ = drawn_ids(comma, Job(lang, prompt, sampling=GREEDY))
     assert tokenizer.starts_group[first]
     [ended] = collect(
-        script(tokenizer, [tokenizer.end_id], len(prompt.ids)), lang, prompt, sampling=GREEDY
+        script(tokenizer, [tokenizer.end_id], len(prompt.ids)), Job(lang, prompt, sampling=GREEDY)
     )
     assert ended.text == "It saw a "
 
@@ -182,7 +182,7 @@ def test_the_ending_is_byte_exact_and_the_stream_joins_to_the_text(
     engine = random_engine(tokenizer, seed)
     options: dict[str, Any] = {"max_new_tokens": 12, "seed": seed}
     options["sampling"] = Sampling(temperature=1.0, min_p=0)
-    [text] = collect(engine, lang, prompt, **options)
+    [text] = collect(engine, Job(lang, prompt, **options))
     assert text.text.endswith(ending)
 
     writer, grown = Writer(lang, prompt), ending
@@ -200,11 +200,7 @@ def test_a_text_is_what_its_ids_decode_to(tokenizer: Tokenizer, seed: int, unit:
     sampling = Sampling(temperature=1.0, min_p=0)
     [text] = collect(
         random_engine(tokenizer, seed),
-        lang,
-        prompt,
-        sampling=sampling,
-        max_new_tokens=15,
-        seed=seed,
+        Job(lang, prompt, sampling=sampling, max_new_tokens=15, seed=seed),
     )
     ids = np.concatenate((lang.order.to_reading(text.ids), tokenizer.encode("The end.")))
     assert text.text == tokenizer.decode(ReadingIds(ids))
@@ -215,7 +211,7 @@ def test_model_order_prints_what_the_original_printed(tokenizer: Tokenizer) -> N
     prompt = lang.prompt("The end.", at_edge=True)
     written = lang.order.to_model(tokenizer.encode("They became friends again.")).tolist()
     engine = script(tokenizer, [*written, tokenizer.start_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
     assert in_model_order(lang, prompt, text) == "end. The again. friends became They"
 
 
@@ -242,7 +238,7 @@ def test_in_word_unit_a_word_cut_by_the_limit_is_dropped(tokenizer: Tokenizer) -
     long_word = tokenizer.encode("elephantine").tolist()
     assert len(long_word) > 2
     engine = script(tokenizer, [*words, tokenizer.start_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY, max_new_tokens=len(long_word) - 1)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY, max_new_tokens=len(long_word) - 1))
     assert text.text == "The end."
     assert text.finish_reason == "length"
     assert text.n_tokens == len(long_word) - 1
@@ -275,11 +271,11 @@ def test_a_vocabulary_larger_than_the_tokenizer_is_never_drawn_from(tokenizer: T
 def test_a_sample_does_not_depend_on_those_beside_it(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     prompt = lang.prompt("The end.", at_edge=True)
-    several = collect(random_engine(tokenizer), lang, prompt, n=4, sampling=Sampling(), seed=3)
-    alone = collect(random_engine(tokenizer), lang, prompt, n=1, sampling=Sampling(), seed=3)
+    several = collect(random_engine(tokenizer), Job(lang, prompt, n=4, sampling=Sampling(), seed=3))
+    alone = collect(random_engine(tokenizer), Job(lang, prompt, n=1, sampling=Sampling(), seed=3))
     assert several[0].text == alone[0].text
     assert len({text.text for text in several}) == 4
-    other_seed = collect(random_engine(tokenizer), lang, prompt, sampling=Sampling(), seed=4)
+    other_seed = collect(random_engine(tokenizer), Job(lang, prompt, sampling=Sampling(), seed=4))
     assert other_seed[0].text != alone[0].text
 
 
@@ -288,12 +284,15 @@ def test_many_texts_are_written_a_few_at_a_time_and_are_the_same(
 ) -> None:
     lang = language(tokenizer)
     prompts = [lang.prompt(text, at_edge=True) for text in ("The end.", "It ran.", "So.")]
-    options: dict[str, Any] = {"n": 5, "sampling": Sampling(), "max_new_tokens": 9}
-    together = collect_all(random_engine(tokenizer), lang, prompts, [1, 2, 3], **options)
+    jobs = [
+        Job(lang, prompt, n=5, sampling=Sampling(), max_new_tokens=9, seed=seed)
+        for seed, prompt in enumerate(prompts)
+    ]
+    together = collect_all(random_engine(tokenizer), jobs)
     for most, rows in ((1, 1), (3, 3), (7, 5), (15, 15)):
         monkeypatch.setattr("backgpt.generate.MOST_AT_ONCE", most)
         engine = random_engine(tokenizer)
-        found = collect_all(engine, lang, prompts, [1, 2, 3], **options)
+        found = collect_all(engine, jobs)
         for one, other in zip(found, together, strict=True):
             assert [text.text for text in one] == [text.text for text in other]
         assert engine.most_rows == rows
@@ -304,7 +303,7 @@ def test_the_log_probability_is_the_models_own_and_counts_the_stop(tokenizer: To
     prompt = lang.prompt("The end.", at_edge=True)
     id_ = int(tokenizer.encode("a")[0])
     engine = script(tokenizer, [id_, tokenizer.start_id], len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=Sampling(top_k=1, temperature=0.1))
+    [text] = collect(engine, Job(lang, prompt, sampling=Sampling(top_k=1, temperature=0.1)))
     one = 20 - np.log(np.exp(20) + tokenizer.vocab_size - 1)
     assert text.logprob == pytest.approx(2 * one)
 
@@ -313,7 +312,7 @@ def test_the_context_is_the_limit_and_is_used_to_its_end(tokenizer: Tokenizer) -
     lang = language(tokenizer)
     prompt = lang.prompt("The end.", at_edge=True)
     engine = script(tokenizer, [300] * 100, len(prompt.ids))
-    [text] = collect(engine, lang, prompt, sampling=GREEDY)
+    [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
     assert text.n_tokens == engine.block_size + 1 - len(prompt.ids)
     assert text.finish_reason == "length"
 
@@ -370,22 +369,24 @@ def test_a_request_that_cannot_be_is_refused(
     lang = language(tokenizer)
     engine = random_engine(tokenizer)
     with pytest.raises(UsageError, match=words):
-        collect(engine, lang, lang.prompt(ending, at_edge=True), sampling=GREEDY, **options)
+        collect(engine, Job(lang, lang.prompt(ending, at_edge=True), sampling=GREEDY, **options))
     assert not engine.rows
 
 
 def test_nothing_to_go_on_from_is_refused(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     with pytest.raises(UsageError, match="nothing to go on from"):
-        collect(random_engine(tokenizer), lang, lang.prompt("", at_edge=False), sampling=GREEDY)
+        collect(
+            random_engine(tokenizer), Job(lang, lang.prompt("", at_edge=False), sampling=GREEDY)
+        )
 
 
 def test_behind_a_stop_string_nothing_is_drawn_nor_counted(tokenizer: Tokenizer) -> None:
     lang = language(tokenizer)
     prompt, engine = lang.prompt("The end.", at_edge=True), random_engine(tokenizer)
-    [whole] = collect(engine, lang, prompt, sampling=GREEDY, max_new_tokens=40)
+    [whole] = collect(engine, Job(lang, prompt, sampling=GREEDY, max_new_tokens=40))
     steps, stop = engine.steps, whole.text[-20:-8]
-    [stopped] = collect(engine, lang, prompt, sampling=GREEDY, max_new_tokens=40, stop=[stop])
+    [stopped] = collect(engine, Job(lang, prompt, sampling=GREEDY, max_new_tokens=40, stop=[stop]))
     assert stopped.ids.tolist() == whole.ids.tolist()[: stopped.n_tokens]
     assert stopped.n_tokens < whole.n_tokens
     assert engine.steps - steps == stopped.n_tokens - 1
@@ -404,16 +405,20 @@ def test_many_prompts_together_give_what_each_gives_alone(tokenizer: Tokenizer) 
     prompts = [
         backward.prompt(text, at_edge=True) for text in ("The end.", "So they slept.", "word " * 8)
     ]
-    ways = {"n": 3, "sampling": Sampling(temperature=1.0), "max_new_tokens": 40}
-    together = collect_all(engine, backward, prompts, [5, 6, 7], **ways)  # type: ignore[arg-type]
+    sampling = Sampling(temperature=1.0)
+    jobs = [
+        Job(backward, prompt, n=3, sampling=sampling, max_new_tokens=40, seed=seed)
+        for seed, prompt in enumerate(prompts, start=5)
+    ]
+    together = collect_all(engine, jobs)
     assert not engine.rows
-    for prompt, seed, texts in zip(prompts, (5, 6, 7), together, strict=True):
-        alone = collect(engine, backward, prompt, seed=seed, **ways)  # type: ignore[arg-type]
+    for job, texts in zip(jobs, together, strict=True):
+        alone = collect(engine, job)
         assert [text.text for text in texts] == [text.text for text in alone]
         assert [text.logprob for text in texts] == [text.logprob for text in alone]
-        assert {text.seed for text in texts} == {seed}
+        assert {text.seed for text in texts} == {job.seed}
     assert {text.finish_reason for texts in together for text in texts} == {"stop", "length"}
-    assert collect_all(engine, backward, [], [], **ways) == []  # type: ignore[arg-type]
+    assert collect_all(engine, []) == []
 
 
 def test_a_prompt_that_cannot_be_read_leaves_no_row_of_the_others(tokenizer: Tokenizer) -> None:
@@ -426,8 +431,9 @@ def test_a_prompt_that_cannot_be_read_leaves_no_row_of_the_others(tokenizer: Tok
     engine = Failing(lambda read: np.zeros(tokenizer.vocab_size), tokenizer.vocab_size)
     backward = language(tokenizer)
     prompts = [backward.prompt(text, at_edge=True) for text in ("The end.", "So.")]
+    jobs = [Job(backward, prompt, sampling=GREEDY) for prompt in prompts]
     with pytest.raises(UsageError, match="no more"):
-        collect_all(engine, backward, prompts, [1, 2], sampling=GREEDY)
+        collect_all(engine, jobs)
     assert not engine.rows
 
 
@@ -441,15 +447,16 @@ def test_a_text_may_stop_at_what_its_last_bytes_turn_out_to_be(tokenizer: Tokeni
         ([], "length", "\ufffd The end."),
         (["\ufffd"], "stop", " The end."),
     ):
-        [found] = collect(engine, lang, prompt, stop=stop, **ways)
+        [found] = collect(engine, Job(lang, prompt, stop=stop, **ways))
         assert (found.finish_reason, found.text) == (reason, text)
 
 
 def test_nothing_is_read_if_one_of_many_prompts_does_not_fit(tokenizer: Tokenizer) -> None:
     engine, backward = random_engine(tokenizer), language(tokenizer)
     prompts = [backward.prompt(text, at_edge=True) for text in ("The end.", "word " * 100)]
+    jobs = [Job(backward, prompt, sampling=GREEDY) for prompt in prompts]
     with pytest.raises(UsageError, match="the model reads at most 64"):
-        collect_all(engine, backward, prompts, [1, 2], sampling=GREEDY)
+        collect_all(engine, jobs)
     assert engine.most_rows == 0
 
 
@@ -468,6 +475,8 @@ def test_pieces_return_the_text_that_they_make(tokenizer: Tokenizer) -> None:
         except StopIteration as end:
             text = end.value
             break
-    [expected] = collect(engine, backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3)
+    [expected] = collect(
+        engine, Job(backward, prompt, sampling=Sampling(), max_new_tokens=20, seed=3)
+    )
     assert joined == text.text == expected.text
     assert text.ids.tolist() == expected.ids.tolist()

@@ -19,7 +19,7 @@ from backgpt.cli import main
 from backgpt.config import TrainConfig
 from backgpt.datasets import Document, Tally, read_conversations
 from backgpt.datasets.files import read_file
-from backgpt.engine import FloatArray
+from backgpt.engine import Engine, FloatArray
 from backgpt.engine.torch_engine import TorchEngine
 from backgpt.errors import BackgptError, CorruptFileError, DataError, UsageError
 from backgpt.generate import Text
@@ -29,6 +29,7 @@ from backgpt.language import Language
 from backgpt.model import Transformer
 from backgpt.model_folder import read_model, save_model
 from backgpt.order import Direction, IdArray, ModelIds
+from backgpt.running import Job
 from backgpt.shape import preset
 from backgpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from backgpt.train import train
@@ -148,9 +149,9 @@ def test_a_question_is_not_compared_with_itself_where_others_are_asked_the_same(
 ) -> None:
     model = model_of(tokenizer)
 
-    def ask_all_the_same(*_: object, n: int, **__: object) -> list[list[Text]]:
+    def ask_all_the_same(_: Engine, jobs: Sequence[Job]) -> list[list[Text]]:
         ids = ModelIds(np.array([20]))
-        return [[Text("Who?", "", "stop", -1.0, 2, seed, ids) for _ in range(n)] for seed in (1, 2)]
+        return [[Text("Who?", "", "stop", -1.0, 2, job.seed, ids)] * job.n for job in jobs]
 
     monkeypatch.setattr("backgpt.label_batch.collect_all", ask_all_the_same)
     label(

@@ -45,15 +45,7 @@ def test_samples_that_join_others_are_written_as_alone(model: Model, n: int) -> 
             drawn += running.step()
     drawn += running.steps()
     for one, of_job in zip(jobs, numbers, strict=True):
-        alone = collect(
-            model.engine,
-            model.language,
-            one.prompt,
-            n=n,
-            sampling=WILD,
-            seed=one.seed,
-            max_new_tokens=one.max_new_tokens,
-        )
+        alone = collect(model.engine, one)
         for number, text in zip(of_job, alone, strict=True):
             mine = [d for d in drawn if d.number == number]
             assert [d.id_ for d in mine] == text.ids.tolist()

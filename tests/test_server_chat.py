@@ -12,6 +12,7 @@ from backgpt.api import Model
 from backgpt.chat import Template
 from backgpt.generate import collect
 from backgpt.messages import Message
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
 from serving import catalog_of, chunks_of, post, serving
@@ -65,7 +66,7 @@ def test_what_is_given_is_the_end_of_the_conversation(address: str, model: Model
     choice = post(address, PATH, messages=messages, **FREE).json()["choices"][0]
     prompt = Template(model.language).before([Message(m["role"], m["content"]) for m in messages])  # type: ignore[arg-type]
     [text] = collect(
-        model.engine, model.language, prompt, sampling=SAMPLING, seed=1, max_new_tokens=30
+        model.engine, Job(model.language, prompt, sampling=SAMPLING, seed=1, max_new_tokens=30)
     )
     assert choice["message"]["content"] == text.text
 

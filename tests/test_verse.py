@@ -16,6 +16,7 @@ from backgpt.generate import collect
 from backgpt.language import Language
 from backgpt.order import IdArray, Unit
 from backgpt.rhymes import rhymes_of
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.tokenizer import Tokenizer
 from backgpt.verse import (
@@ -178,7 +179,7 @@ def test_one_candidate_is_the_sample_of_the_loop(tokenizer: Tokenizer) -> None:
     [line] = verse_of(model, ["day"], candidates=1, seed=7).lines
     prompt = model.language.prompt("day", at_edge=True)
     [text] = collect(
-        model.engine, model.language, prompt, sampling=FREE, max_new_tokens=MOST_IDS, seed=7
+        model.engine, Job(model.language, prompt, sampling=FREE, max_new_tokens=MOST_IDS, seed=7)
     )
     assert len(line) > len("day")
     assert text.text.endswith(line)
@@ -293,12 +294,14 @@ def test_the_log_probability_is_that_of_what_was_drawn(tokenizer: Tokenizer) -> 
     for seed, text in ((7, "day"), (8, f"home\n{found.lines[1]}")):
         [written] = collect(
             model.engine,
-            model.language,
-            model.language.prompt(text, at_edge=True),
-            sampling=FREE,
-            max_new_tokens=MOST_IDS,
-            seed=seed,
-            stop=[". ", "! ", "? ", "\n"],
+            Job(
+                model.language,
+                model.language.prompt(text, at_edge=True),
+                sampling=FREE,
+                max_new_tokens=MOST_IDS,
+                seed=seed,
+                stop=[". ", "! ", "? ", "\n"],
+            ),
         )
         total += written.logprob
     assert found.logprob == pytest.approx(total, abs=1e-9)

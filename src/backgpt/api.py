@@ -121,13 +121,12 @@ class Model:
             raise UsageError(
                 "ranking is for whole texts: leave out 'best_of', or 'continues' and 'stop'"
             )
-        job = Job(
-            self.language,
+        job = self._job(
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
             n=n * best_of,
-            sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
-            seed=_seed(seed),
+            sampling=sampling,
+            seed=seed,
             stop=stop,
         )
         hints = Hints(opening if self.direction == "backward" else None, tuple(words), length)
@@ -161,12 +160,11 @@ class Model:
         the given text and all pieces so joined are the `text` that `write` returns. Closing the
         iterator stops the computation. Raises as `write`, at once.
         """
-        job = Job(
-            self.language,
+        job = self._job(
             self.prompt(ending, opening=opening, words=words, length=length, continues=continues),
-            sampling=sampling or Sampling(),
             max_new_tokens=max_new_tokens,
-            seed=_seed(seed),
+            sampling=sampling,
+            seed=seed,
             stop=stop,
         )
         room_for(self.engine, job)
@@ -196,7 +194,7 @@ class Model:
         check_given(opening, ending)
         other = self._twin(twin)
         room = room_for_middle(self, other, opening, ending)
-        texts = self._collected(
+        job = self._job(
             self.bridge_prompt(opening, ending, words=words, length=length),
             n=n,
             max_new_tokens=room if max_new_tokens is None else min(room, max_new_tokens),
@@ -205,7 +203,7 @@ class Model:
         )
         far = opening if self.direction == "backward" else ending
         hints = Hints(words=tuple(words), length=length)
-        found = finished(join(self, other, texts, far, hints))
+        found = finished(join(self, other, collect(self.engine, job), far, hints))
         return [found[place] for place in best_bridges(found, hints)]
 
     def surround(
@@ -322,9 +320,10 @@ class Model:
         if messages and messages[0].role != "assistant":
             raise UsageError("the first message is what is asked for: give an assistant's answer")
         prompt = self._template.before(messages, context=context)
-        return self._collected(
+        job = self._job(
             prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
         )
+        return collect(self.engine, job)
 
     def reply(
         self,
@@ -344,9 +343,10 @@ class Model:
         check_text("context", context)
         check_text("question", question)
         prompt = self._template.reply(question, context=context)
-        return self._collected(
+        job = self._job(
             prompt, n=n, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
         )
+        return collect(self.engine, job)
 
     def rewind(
         self,
@@ -450,19 +450,18 @@ class Model:
     def _template(self) -> Template:
         return Template(self.language)
 
-    def _collected(
+    def _job(
         self,
         prompt: Prompt,
         *,
-        n: int,
+        n: int = 1,
         max_new_tokens: int | None,
         sampling: Sampling | None,
         seed: int | None,
         stop: Sequence[str] = (),
-    ) -> list[Text]:
-        """Write `n` texts from a prompt."""
-        return collect(
-            self.engine,
+    ) -> Job:
+        """Return what is to be written, with what was not given filled in."""
+        return Job(
             self.language,
             prompt,
             n=n,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from backgpt.generate import Text, collect, collect_all
 from backgpt.language import Language, Prompt
 from backgpt.order import ModelIds, joined
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.score import Runner
 
@@ -50,21 +51,28 @@ def surround(
     half = max((block_size - len(prompt.ids)) // 2, 1)
     tried = collect(
         backward.engine,
-        backward.language,
-        prompt,
-        n=n * TRIES,
-        sampling=sampling,
-        max_new_tokens=half if max_new_tokens is None else min(max_new_tokens, half),
-        seed=seed,
+        Job(
+            backward.language,
+            prompt,
+            n=n * TRIES,
+            sampling=sampling,
+            max_new_tokens=half if max_new_tokens is None else min(max_new_tokens, half),
+            seed=seed,
+        ),
     )
     lefts = [_first_complete(tried[number * TRIES :][:TRIES]) for number in range(n)]
     rights = collect_all(
         forward.engine,
-        forward.language,
-        [_prompt_after(left, backward.language, forward.language) for left in lefts],
-        [seed + 1 + number for number in range(n)],  # none that the left sides were drawn with
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
+        [
+            Job(
+                forward.language,
+                _prompt_after(left, backward.language, forward.language),
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                seed=seed + 1 + number,  # none that the left sides were drawn with
+            )
+            for number, left in enumerate(lefts)
+        ],
     )
     return [
         Surrounded(

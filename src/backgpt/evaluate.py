@@ -18,8 +18,8 @@ from backgpt.card import Loss, Obedience, Statistics, Story
 from backgpt.errors import DataError
 from backgpt.generate import Text, collect_all
 from backgpt.hints import NO_HINTS, Hints, Kind, draw_hints, words_of
-from backgpt.language import Prompt
 from backgpt.quantize import Storage
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.score import bits_per_byte
 
@@ -100,12 +100,17 @@ def write_samples(
     """
     written = collect_all(
         model.engine,
-        model.language,
-        [model.prompt(ending) for ending in endings],
-        [seed + number for number in range(len(endings))],
-        n=each,
-        sampling=Sampling(),
-        max_new_tokens=max_new_tokens,
+        [
+            Job(
+                model.language,
+                model.prompt(ending),
+                n=each,
+                sampling=Sampling(),
+                max_new_tokens=max_new_tokens,
+                seed=seed + number,
+            )
+            for number, ending in enumerate(endings)
+        ],
     )
     for ending, texts in zip(endings, written, strict=True):
         for text in texts:
@@ -209,8 +214,7 @@ def measure_obedience(
     Without `told` the model is not given the hints: the result is how often they come true anyway.
     """
     all_hints: list[Hints] = []
-    prompts: list[Prompt] = []
-    seeds: list[int] = []
+    jobs: list[Job] = []
     for number, text in enumerate(texts):
         ending = last_sentence(text)
         hints = drawn(text, kinds, np.random.default_rng([seed, number]), ending=ending)
@@ -218,18 +222,16 @@ def measure_obedience(
             continue
         given = hints if told else NO_HINTS
         all_hints.append(hints)
-        prompts.append(
-            model.prompt(ending, opening=given.opening, words=given.words, length=given.length)
+        jobs.append(
+            Job(
+                model.language,
+                model.prompt(ending, opening=given.opening, words=given.words, length=given.length),
+                sampling=Sampling(),
+                max_new_tokens=max_new_tokens,
+                seed=seed + number,
+            )
         )
-        seeds.append(seed + number)
-    written = collect_all(
-        model.engine,
-        model.language,
-        prompts,
-        seeds,
-        sampling=Sampling(),
-        max_new_tokens=max_new_tokens,
-    )
+    written = collect_all(model.engine, jobs)
     asked: Counter[Kind] = Counter()
     obeyed: Counter[Kind] = Counter()
     for hints, [text_written] in zip(all_hints, written, strict=True):

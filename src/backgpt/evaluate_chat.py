@@ -24,6 +24,7 @@ from backgpt.language import Prompt, Row
 from backgpt.messages import Message, bytes_of
 from backgpt.order import ModelIds, ReadingIds, joined
 from backgpt.rewind import Transcript
+from backgpt.running import Job
 from backgpt.sampling import Sampling, softmax
 from backgpt.score import bits_per_byte, sums_written
 
@@ -226,11 +227,16 @@ def write_all(
     """Write one text to each prompt at the default settings, the number i with `seed` + i."""
     written = collect_all(
         model.engine,
-        model.language,
-        prompts,
-        [seed + number for number in range(len(prompts))],
-        sampling=Sampling(),
-        max_new_tokens=max_new_tokens,
+        [
+            Job(
+                model.language,
+                prompt,
+                sampling=Sampling(),
+                max_new_tokens=max_new_tokens,
+                seed=seed + number,
+            )
+            for number, prompt in enumerate(prompts)
+        ],
     )
     return [text for [text] in written]
 

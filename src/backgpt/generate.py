@@ -16,7 +16,6 @@ from backgpt.engine import Engine
 from backgpt.language import Language, Prompt
 from backgpt.order import ModelIds, ReadingIds, joined
 from backgpt.running import Drawn, Job, Running, room_for
-from backgpt.sampling import Sampling
 from backgpt.stop_strings import StopStrings
 
 FinishReason = Literal["stop", "length"]
@@ -120,61 +119,19 @@ class Writer:
         return new + old if self._leftward else old + new
 
 
-def collect(
-    engine: Engine,
-    language: Language,
-    prompt: Prompt,
-    *,
-    n: int = 1,
-    sampling: Sampling,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-) -> list[Text]:
-    """Generate `n` samples to their ends and return them.
+def collect(engine: Engine, job: Job) -> list[Text]:
+    """Generate the samples of a job to their ends and return them.
 
-    Sample number `i` depends on `seed` and `i`, not on how many are written beside it.
     Raises UsageError if the prompt is empty or leaves no room in the context.
     """
-    [texts] = collect_all(
-        engine,
-        language,
-        [prompt],
-        [seed],
-        n=n,
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-    )
+    [texts] = collect_all(engine, [job])
     return texts
 
 
-def collect_all(
-    engine: Engine,
-    language: Language,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    *,
-    n: int = 1,
-    sampling: Sampling,
-    max_new_tokens: int | None = None,
-    stop: Sequence[str] = (),
-) -> list[list[Text]]:
-    """Do as `collect` for many prompts together, each with its own seed. Raises as `collect`."""
-    jobs = [
-        Job(
-            language,
-            prompt,
-            n=n,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            stop=stop,
-        )
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
+def collect_all(engine: Engine, jobs: Sequence[Job]) -> list[list[Text]]:
+    """Do as `collect` for many jobs together; return the texts of each. Raises as `collect`."""
     texts = chain.from_iterable(texts_of(engine, jobs))
-    return [list(islice(texts, n)) for _ in jobs]
+    return [list(islice(texts, job.n)) for job in jobs]
 
 
 def texts_of(engine: Engine, jobs: Sequence[Job]) -> Generator[list[Text], None, None]:

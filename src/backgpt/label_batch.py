@@ -24,6 +24,7 @@ from backgpt.errors import UsageError, printable
 from backgpt.generate import Text, collect_all
 from backgpt.language import Row
 from backgpt.messages import Message
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.score import score_written
 
@@ -194,12 +195,17 @@ def _ask(
     asked: list[list[Text] | None] = [None] * len(batch)
     written = collect_all(
         model.engine,
-        model.language,
-        [prompts[number] for number in fitting],
-        [settings.seed + first + number for number in fitting],
-        n=settings.candidates,
-        sampling=Sampling(),
-        max_new_tokens=settings.max_new_tokens,
+        [
+            Job(
+                model.language,
+                prompts[number],
+                n=settings.candidates,
+                sampling=Sampling(),
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed + first + number,
+            )
+            for number in fitting
+        ],
     )
     for number, texts in zip(fitting, written, strict=True):
         questions: dict[str, Text] = {}

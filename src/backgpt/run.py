@@ -56,6 +56,7 @@ from backgpt.run_start import (
     record_of_start,
     weights_to_tune,
 )
+from backgpt.running import Job
 from backgpt.sampling import Sampling
 from backgpt.score import bits_per_byte, corpus_nats
 from backgpt.training_data import open_training_data
@@ -395,11 +396,13 @@ class Run:
             if len(prompt.ids) <= engine.block_size:
                 [sample] = collect(
                     engine,
-                    self.data.languages[0],
-                    prompt,
-                    sampling=Sampling(),
-                    max_new_tokens=SAMPLE_TOKENS,
-                    seed=done + number,
+                    Job(
+                        self.data.languages[0],
+                        prompt,
+                        sampling=Sampling(),
+                        max_new_tokens=SAMPLE_TOKENS,
+                        seed=done + number,
+                    ),
                 )
                 yield sample.text
 

@@ -104,13 +104,15 @@ def write_verse(
         prompt = below.prompt(word)
         found = collect(
             engine,
-            language,
-            prompt,
-            n=candidates,
-            sampling=sampling,
-            max_new_tokens=MOST_IDS,
-            seed=seed + number,
-            stop=_EARLIER_END,
+            Job(
+                language,
+                prompt,
+                n=candidates,
+                sampling=sampling,
+                max_new_tokens=MOST_IDS,
+                seed=seed + number,
+                stop=_EARLIER_END,
+            ),
         )
         line = max((_line(language, text, word) for text in found), key=_Line.merit)
         lines.insert(0, line.text)
