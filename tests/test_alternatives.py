@@ -14,7 +14,7 @@ from backgpt.language import Language
 from backgpt.order import IdArray, Unit
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
-from tiny_models import Watched, tiny_model
+from tiny_models import BareRunner, Watched, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_words_of_several_ids_are_found_with_hand_computed_probabilities(
         expected = [("elephantine ", 0.5), ("the ", 0.21), ("", 0.2)]
     engine = Table(table, tokenizer.vocab_size)
     prompt = language.prompt("ran.", at_edge=True)
-    found = finished(find_alternatives(engine, language, prompt, 3))
+    found = finished(find_alternatives(BareRunner(engine, language), prompt, 3))
     assert [one.text for one in found] == [text for text, _ in expected]
     assert [one.probability for one in found] == pytest.approx([share for _, share in expected])
     assert [one.edge for one in found] == [text == "" for text, _ in expected]
@@ -138,7 +138,7 @@ def test_at_the_end_of_the_context_a_word_may_take_all_that_is_left(tokenizer: T
     found = {}
     for left in (len(ids), len(ids) - 1):
         engine.block_size = len(prompt.ids) + left - 1  # the last id is not read
-        [one] = finished(find_alternatives(engine, language, prompt, 1))
+        [one] = finished(find_alternatives(BareRunner(engine, language), prompt, 1))
         found[left] = one.text
     assert found == {len(ids): "elephantine ", len(ids) - 1: ""}
 
@@ -163,7 +163,7 @@ def test_text_put_in_front_is_read_as_the_model_would_have_written_it(model: Mod
 def test_the_search_is_done_in_slices_and_lets_go_of_all_rows(model: Model) -> None:
     engine = model.engine
     assert isinstance(engine, Watched)
-    search = find_alternatives(engine, model.language, model.prompt("ran home."), 50)
+    search = find_alternatives(model, model.prompt("ran home."), 50)
     next(search)
     assert not engine.rows  # so that others may run between two slices, and it may be closed
     assert finished(search)

@@ -110,7 +110,7 @@ def test_the_intervals_are_those_of_the_validation_texts(
     pairs = []
     for seed in (1, 2):
         both = (backgpt.load(out / f"runs/{way}-{seed}") for way in ("backward", "forward"))
-        scored = (score_ids(one.engine, one.language, documents, sizes) for one in both)
+        scored = (score_ids(one, documents, sizes) for one in both)
         pairs.append(TwinScores(*scored))
     assert report.loss == twin_loss(pairs, seed=arrow_module.INTERVAL_SEED)
     assert report.loss.texts == len(documents) > 2

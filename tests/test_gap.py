@@ -129,7 +129,7 @@ def test_with_less_context_both_twins_still_score_every_token(
     twins = [backward, backward.turned()]
 
     def score(context: int) -> list[TwinScores]:
-        of_each = (score_texts(m.engine, m.language, texts[:6], context=context) for m in twins)
+        of_each = (score_texts(m, texts[:6], context=context) for m in twins)
         return [TwinScores(*of_each)]
 
     found = list(gap_by_context(score, longest=100, seed=1))

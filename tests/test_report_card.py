@@ -193,9 +193,7 @@ def test_twins_with_different_contexts_are_cut_at_the_same_places(
     twin = replace(twin, takes_chat=False)
     other = measure([(plain, twin)], [*some, long])
     assert other.context == 200
-    both = [
-        score_texts(one.engine, one.language, [*some, long], context=200) for one in (plain, twin)
-    ]
+    both = [score_texts(one, [*some, long], context=200) for one in (plain, twin)]
     assert both[0][-1].n_windows == both[1][-1].n_windows > 1
     assert other.loss == twin_loss([TwinScores(*both)], seed=3)
     assert other.loss.cut == 1

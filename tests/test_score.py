@@ -30,6 +30,7 @@ from backgpt.score import (
 from backgpt.shape import ModelConfig
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
+from tiny_models import BareRunner
 
 DIRECTIONS: tuple[Direction, ...] = ("backward", "forward")
 LONG = "Once there was a fox who ran to the big tree.\nHe sat, and he looked. " * 8
@@ -62,7 +63,7 @@ def test_a_score_is_the_sum_of_the_models_own_log_probabilities(
     engine: TorchEngine, tokenizer: Tokenizer, direction: Direction, unit: Unit
 ) -> None:
     language = Language(tokenizer, direction, unit)
-    [score] = score_texts(engine, language, ["The end."])
+    [score] = score_texts(BareRunner(engine, language), ["The end."])
     ids = language.order.to_model(tokenizer.mark(tokenizer.encode("The end.")))
     with torch.no_grad():
         assert isinstance(engine.model, Transformer)
@@ -77,7 +78,7 @@ def test_token_log_probabilities_stand_in_reading_order(
     engine: TorchEngine, tokenizer: Tokenizer, unit: Unit
 ) -> None:
     language = Language(tokenizer, "backward", unit)
-    [score] = score_texts(engine, language, ["The end."])
+    [score] = score_texts(BareRunner(engine, language), ["The end."])
     ids = tokenizer.mark(tokenizer.encode("The end."))
     model = language.order.to_model(ids)
     [values] = engine.score([model])
@@ -90,9 +91,9 @@ def test_token_log_probabilities_stand_in_reading_order(
 
 def test_batched_is_one_by_one(engine: TorchEngine, tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
-    together = score_texts(engine, language, TEXTS)
+    together = score_texts(BareRunner(engine, language), TEXTS)
     for text, score in zip(TEXTS, together, strict=True):
-        [alone] = score_texts(engine, language, [text])
+        [alone] = score_texts(BareRunner(engine, language), [text])
         assert score.logprob == pytest.approx(alone.logprob, abs=1e-4)
 
 
@@ -100,7 +101,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows_and_says_so(
     engine: TorchEngine, tokenizer: Tokenizer
 ) -> None:
     backward, forward = (
-        score_texts(engine, Language(tokenizer, direction, "token"), ["word " * 60])[0]
+        score_texts(BareRunner(engine, Language(tokenizer, direction, "token")), ["word " * 60])[0]
         for direction in ("backward", "forward")
     )
     n_ids = len(tokenizer.encode("word " * 60))
@@ -115,7 +116,7 @@ def test_every_id_of_a_text_without_white_space_is_scored_once(
     engine: TorchEngine, tokenizer: Tokenizer, unit: Unit
 ) -> None:
     text = "中" * 60
-    [score] = score_texts(engine, Language(tokenizer, "backward", unit), [text])
+    [score] = score_texts(BareRunner(engine, Language(tokenizer, "backward", unit)), [text])
     assert score.n_windows > 1
     assert np.count_nonzero(score.token_logprobs) == len(tokenizer.encode(text)) + 1
 
@@ -184,7 +185,7 @@ def test_a_window_is_scored_as_the_engine_scores_its_context_and_piece(
     engine: TorchEngine, tokenizer: Tokenizer, direction: Direction, unit: Unit, told: bool
 ) -> None:
     language, overlap = Language(tokenizer, direction, unit, told=told), 20
-    longest = context_size(engine, language)
+    longest = context_size(BareRunner(engine, language))
     assert longest == 48 - told
     marked = tokenizer.mark(tokenizer.encode(LONG))
     starts = tokenizer.order("backward", unit).group_starts(marked)
@@ -206,7 +207,7 @@ def test_a_window_is_scored_as_the_engine_scores_its_context_and_piece(
         [values] = engine.score([np.concatenate((language.lead, language.order.to_model(read)))])
         places = start + language.order.permutation(read)
         expected[places[first - last :]] = values[first - last :]
-    [score] = score_texts(engine, language, [LONG], overlap=overlap)
+    [score] = score_texts(BareRunner(engine, language), [LONG], overlap=overlap)
     assert score.n_windows == len(cuts) > 3
     np.testing.assert_allclose(score.token_logprobs, expected, atol=1e-4)
     assert np.count_nonzero(score.token_logprobs) == score.n_tokens == len(marked) - 1
@@ -225,8 +226,8 @@ def test_without_overlap_windows_are_those_of_training(
         places = language.order.permutation(ids, last_apart=True)
         [expected[first + places[1:]]] = engine.score([ids[places]])
     for scores in (
-        score_texts(engine, language, [LONG]),
-        score_texts(engine, language, [LONG], overlap=0),
+        score_texts(BareRunner(engine, language), [LONG]),
+        score_texts(BareRunner(engine, language), [LONG], overlap=0),
     ):
         np.testing.assert_allclose(scores[0].token_logprobs, expected, atol=1e-5)
 
@@ -239,8 +240,8 @@ def test_an_overlap_changes_only_texts_that_do_not_fit(
     just_fits = tokenizer.decode(ReadingIds(tokenizer.encode(LONG)[:47]))
     assert len(tokenizer.encode(just_fits)) == 47
     texts = [*TEXTS[:4], just_fits, LONG]
-    plain = score_texts(engine, language, texts)
-    overlapping = score_texts(engine, language, texts, overlap=24)
+    plain = score_texts(BareRunner(engine, language), texts)
+    overlapping = score_texts(BareRunner(engine, language), texts, overlap=24)
     for one, other in zip(plain[:-1], overlapping[:-1], strict=True):
         assert one.n_windows == other.n_windows == 1
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
@@ -269,7 +270,11 @@ def test_a_window_sees_as_much_context_as_it_overlaps(
             others[changed - 1] = 16 + (others[changed - 1] - 15) % (tokenizer.vocab_size - 16)
         [score] = finished(
             score_in_slices(
-                engine, language, [ReadingIds(others)], [0], together=999, overlap=overlap
+                BareRunner(engine, language),
+                [ReadingIds(others)],
+                [0],
+                together=999,
+                overlap=overlap,
             )
         )
         values: list[float] = score.token_logprobs[cut.scored].tolist()
@@ -287,14 +292,14 @@ def test_an_overlap_that_cannot_be_is_refused(
     with pytest.raises(
         UsageError, match=re.escape(f"overlap = {overlap}: it must be from 0 to 46")
     ):
-        score_texts(engine, language, ["The end."], overlap=overlap)
-    [score] = score_texts(engine, language, [LONG], overlap=46)  # a window for each id
+        score_texts(BareRunner(engine, language), ["The end."], overlap=overlap)
+    [score] = score_texts(BareRunner(engine, language), [LONG], overlap=46)  # a window for each id
     assert score.n_windows == score.n_tokens
 
 
 def test_a_more_likely_text_scores_higher(engine: TorchEngine, tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
-    one, other = score_texts(engine, language, ["The end.", "The eend."])
+    one, other = score_texts(BareRunner(engine, language), ["The end.", "The eend."])
     assert one.logprob != other.logprob
     assert one.loss == pytest.approx(-one.logprob / one.n_tokens)
 
@@ -327,7 +332,7 @@ def test_the_scores_of_words_join_to_the_text_and_sum_to_its_score(
     engine: TorchEngine, tokenizer: Tokenizer, text: str
 ) -> None:
     for direction in ("backward", "forward"):
-        [score] = score_texts(engine, Language(tokenizer, direction, "token"), [text])
+        [score] = score_texts(BareRunner(engine, Language(tokenizer, direction, "token")), [text])
         words = word_scores(tokenizer, text, score)
         assert "".join(word.text for word in words) == text
         assert sum(word.logprob for word in words) + score.edge == pytest.approx(
@@ -339,7 +344,7 @@ def test_a_word_stands_with_the_white_space_in_front_of_it(
     engine: TorchEngine, tokenizer: Tokenizer
 ) -> None:
     text = "Once there\n\n was  a fox.\n"
-    [score] = score_texts(engine, Language(tokenizer, "backward", "token"), [text])
+    [score] = score_texts(BareRunner(engine, Language(tokenizer, "backward", "token")), [text])
     found = [word.text for word in word_scores(tokenizer, text, score)]
     assert found == ["Once", " there", "\n\n was", "  a", " fox.", "\n"]
     with pytest.raises(UsageError, match="the score is that of another text"):
@@ -348,4 +353,4 @@ def test_a_word_stands_with_the_white_space_in_front_of_it(
 
 def test_one_text_is_no_list_of_texts(engine: TorchEngine, tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match=r"texts = 'The end\.': give a list"):
-        score_texts(engine, Language(tokenizer, "backward", "token"), "The end.")
+        score_texts(BareRunner(engine, Language(tokenizer, "backward", "token")), "The end.")

@@ -28,7 +28,7 @@ from backgpt.verse import (
     rhyming_words,
     write_verse,
 )
-from tiny_models import Watched, scripted_model, tiny_model
+from tiny_models import BareRunner, Watched, scripted_model, tiny_model
 
 END_WORDS = ["ran home.", "the dog", "day"]
 SURE = Sampling(top_k=1, repetition_penalty=1.0, dry_multiplier=0.0)
@@ -107,7 +107,7 @@ class Fond(Watched):
 def verse_of(model: Model, end_words: Sequence[str], **options: object) -> Verse:
     """Write a verse with few candidates."""
     settled = {"candidates": 3, "sampling": FREE, "seed": 1, **options}
-    return write_verse(model.engine, model.language, end_words, **settled)  # type: ignore[arg-type]
+    return write_verse(model, end_words, **settled)  # type: ignore[arg-type]
 
 
 def sung(tokenizer: Tokenizer, texts: Sequence[str], *, doubtful: int = 0) -> str:
@@ -115,7 +115,9 @@ def sung(tokenizer: Tokenizer, texts: Sequence[str], *, doubtful: int = 0) -> st
     language = Language(tokenizer, "backward", "token")
     choir = Choir(language, texts)
     choir.logit_of[doubtful] = 8
-    [line] = write_verse(choir, language, ["day"], candidates=len(texts), sampling=SURE).lines
+    [line] = write_verse(
+        BareRunner(choir, language), ["day"], candidates=len(texts), sampling=SURE
+    ).lines
     assert not choir.places
     return line
 
@@ -159,7 +161,9 @@ def test_the_seed_decides_what_is_written(tokenizer: Tokenizer, unit: Unit) -> N
 def test_the_last_line_is_written_first_and_what_is_below_is_given(tokenizer: Tokenizer) -> None:
     language = Language(tokenizer, "backward", "token")
     choir = Choir(language, ["It rained. She had a good"])
-    found = write_verse(choir, language, ["cat", "dog", "day"], candidates=1, sampling=SURE)
+    found = write_verse(
+        BareRunner(choir, language), ["cat", "dog", "day"], candidates=1, sampling=SURE
+    )
     lines = ["She had a good cat", "She had a good dog", "She had a good day"]
     assert list(found.lines) == lines
     texts = ["day", f"dog\n{lines[2]}", f"cat\n{lines[1]}\n{lines[2]}"]
@@ -227,7 +231,7 @@ def test_a_line_that_is_there_already_is_not_said_again(tokenizer: Tokenizer) ->
     texts = ["It rained. She had a very good", "It rained. She found the cake and a good"]
     choir = Choir(language, texts)
     choir.logit_of[1] = 3  # far less likely than to say it again
-    found = write_verse(choir, language, ["day", "day"], candidates=2, sampling=SURE)
+    found = write_verse(BareRunner(choir, language), ["day", "day"], candidates=2, sampling=SURE)
     assert found.lines == ("She found the cake and a good day", "She had a very good day")
 
 
@@ -274,7 +278,7 @@ def test_lines_that_no_longer_fit_are_left_out_from_below(tokenizer: Tokenizer) 
     language = Language(tokenizer, "backward", "token")
     choir = Choir(language, ["It rained. She had a very good"], block_size=50)
     end_words = ["dog", "cat", "sun", "day"] * 2
-    found = write_verse(choir, language, end_words, candidates=1, sampling=SURE)
+    found = write_verse(BareRunner(choir, language), end_words, candidates=1, sampling=SURE)
     assert len(found.lines) == 8
     at_edge = [int(ids[0]) == tokenizer.end_id for ids in choir.prompts]
     assert at_edge == sorted(at_edge, key=lambda edge: not edge)
@@ -334,12 +338,12 @@ def test_a_forward_model_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="a forward model"):
         verse_of(model, ["day"])
     with pytest.raises(UsageError, match="a forward model"):
-        rhyming_words(model.engine, model.language, "day", 2)
+        rhyming_words(model, "day", 2)
 
 
 def rhyming(tokenizer: Tokenizer, logprobs: dict[str, float], n: int, seed: int) -> list[str]:
     language = Language(tokenizer, "backward", "token")
-    return rhyming_words(Fond(language, logprobs), language, "day", n, seed=seed)
+    return rhyming_words(BareRunner(Fond(language, logprobs), language), "day", n, seed=seed)
 
 
 def test_rhyming_words_are_the_word_and_rhymes_that_the_model_knows(tokenizer: Tokenizer) -> None:
@@ -376,8 +380,8 @@ def test_rhymes_are_drawn_from_the_likeliest(tokenizer: Tokenizer) -> None:
 def test_a_real_engine_ranks_rhymes_as_it_scores_texts(tokenizer: Tokenizer, unit: Unit) -> None:
     model = tiny_model(tokenizer, unit=unit, bias=0.0)
     with pytest.raises(UsageError, match="knows"):
-        rhyming_words(model.engine, model.language, "day", 1000)
-    found = rhyming_words(model.engine, model.language, "day", 3, seed=2)
+        rhyming_words(model, "day", 1000)
+    found = rhyming_words(model, "day", 3, seed=2)
     assert set(found[1:]) <= set(rhymes_of("day"))
 
 
@@ -390,9 +394,9 @@ def test_rhyming_words_that_cannot_be_are_refused(
 ) -> None:
     model = tiny_model(tokenizer)
     with pytest.raises(UsageError, match=reason):
-        rhyming_words(model.engine, model.language, word, n)
+        rhyming_words(model, word, n)
 
 
 def test_one_rhyming_word_is_the_word_itself(tokenizer: Tokenizer) -> None:
     model = tiny_model(tokenizer)
-    assert rhyming_words(model.engine, model.language, "Orange", 1) == ["Orange"]
+    assert rhyming_words(model, "Orange", 1) == ["Orange"]

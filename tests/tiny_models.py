@@ -1,6 +1,7 @@
 """Tiny models for tests: random or scripted, with an engine that can be watched."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,13 @@ class Scripted:
         if place < len(self.ids):
             row[self.ids[place]] = 30
         return row
+
+
+class BareRunner(NamedTuple):
+    """An engine and a language, and nothing else."""
+
+    engine: Engine
+    language: Language
 
 
 def config_of(tokenizer: Tokenizer, **shape: int) -> ModelConfig:

@@ -1,6 +1,6 @@
 """The likeliest words directly before a text: what else could stand there.
 
-Takes an engine and a prompt; gives whole words, likeliest first. A word may be several ids, so
+Takes what runs and a prompt; gives whole words, likeliest first. A word may be several ids, so
 words are searched for from the likeliest beginning on: those that are found are certain when no
 unfinished one is likelier.
 """
@@ -18,6 +18,7 @@ from backgpt.generate import Writer
 from backgpt.language import Language, Prompt
 from backgpt.running import Job, barred_ids, room_for
 from backgpt.sampling import Sampling, likeliest
+from backgpt.score import Runner
 from backgpt.slices import Slices
 
 EXPANDED_TOGETHER = 16  # unfinished words in one slice
@@ -55,13 +56,12 @@ class _Word:
     edge: bool = False
 
 
-def find_alternatives(
-    engine: Engine, language: Language, prompt: Prompt, n: int
-) -> Slices[list[Alternative]]:
+def find_alternatives(runner: Runner, prompt: Prompt, n: int) -> Slices[list[Alternative]]:
     """Search the `n` likeliest words before a prompt's text, slice by slice.
 
     Raises UsageError for a forward model, and a prompt that does not fit.
     """
+    engine, language = runner.engine, runner.language
     if language.direction == "forward":
         raise UsageError("a forward model does not know what stands before: use a backward one")
     room = room_for(engine, Job(language, prompt, sampling=Sampling()))

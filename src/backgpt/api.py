@@ -252,8 +252,7 @@ class Model:
         first_seed = _seed(seed)
         return [
             write_verse(
-                self.engine,
-                self.language,
+                self,
                 end_words,
                 candidates=candidates,
                 sampling=sampling or Sampling(),
@@ -268,7 +267,7 @@ class Model:
         Raises UsageError if there are fewer, MissingExtraError without the pronouncing dictionary.
         """
         check_text("word", word)
-        return rhyming_words(self.engine, self.language, word, n, seed=_seed(seed))
+        return rhyming_words(self, word, n, seed=_seed(seed))
 
     def rank(self, question: str, answers: Sequence[str]) -> list[Ranked]:
         """Return `answers` by how well they explain `question`, the best first: reverse reward.
@@ -397,7 +396,7 @@ class Model:
         cannot be told.
         """
         prompt = self.alternatives_prompt(ending, words=words, length=length, continues=continues)
-        return finished(find_alternatives(self.engine, self.language, prompt, n))
+        return finished(find_alternatives(self, prompt, n))
 
     def score(self, text: str, *, overlap: int = 0) -> Score:
         """Return how likely the model finds `text` as a whole document.
@@ -410,7 +409,7 @@ class Model:
 
     def score_all(self, texts: Sequence[str], *, overlap: int = 0) -> list[Score]:
         """Score many documents at once; the same results, faster. Raises as `score`."""
-        return score_texts(self.engine, self.language, texts, overlap=overlap)
+        return score_texts(self, texts, overlap=overlap)
 
     def word_scores(self, text: str, score: Score) -> list[WordScore]:
         """Return what `score` says of each word of its `text`; the words join to the text.

@@ -183,7 +183,7 @@ def _measure(
 
     def scores(model: Model, n: int, context: int | None) -> list[Score]:
         texts, bytes_of = documents[:n], sizes[:n]
-        return score_ids(model.engine, model.language, texts, bytes_of, context=context)
+        return score_ids(model, texts, bytes_of, context=context)
 
     def pairs(n: int, context: int | None = None) -> list[TwinScores]:
         return [

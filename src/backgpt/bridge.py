@@ -77,7 +77,7 @@ def room_for_middle(writer: Runner, reader: Runner, opening: str, ending: str) -
     tokenizer = writer.language.tokenizer
     given = len(tokenizer.encode(opening)) + len(tokenizer.encode_fragment(ending))
     # The marker that is written last is not read.
-    most = min(context_size(one.engine, one.language) for one in (writer, reader)) - 1
+    most = min(context_size(writer), context_size(reader)) - 1
     if given >= most:
         raise TooLongError(
             f"the opening and the ending are {given} ids long, the models read at most {most} "

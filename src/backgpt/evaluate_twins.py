@@ -74,7 +74,7 @@ def measure_fidelity(
         if sample.ending in authors:
             first.setdefault(sample.ending, sample)
     endings = list(first)
-    room = context_size(twin.engine, twin.language) - 1  # beside the marker that is read
+    room = context_size(twin) - 1  # beside the marker that is read
     written = [first[ending].text.text.removesuffix(ending) for ending in endings]
     human = [authors[ending].removesuffix(ending) for ending in endings]
     others = [*human[1:], human[0]]

@@ -123,7 +123,7 @@ def best_places(
     parts = [_parts_of_written(writer, text) for text in texts]
     runners = [writer] if twin is None else [writer, twin]
     # The marker that is written last is not read.
-    room = min(context_size(one.engine, one.language) for one in runners) - 1
+    room = min(context_size(one) for one in runners) - 1
     fitting = [place for place, of_text in enumerate(parts) if sum(map(len, of_text)) <= room]
 
     def class_of(place: int) -> tuple[bool, int]:

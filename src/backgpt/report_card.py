@@ -102,7 +102,7 @@ def report_card(
     """
     _check_fit(pairs)
     model, twin = pairs[0]
-    context = min(context_size(one.engine, one.language) for pair in pairs for one in pair)
+    context = min(context_size(one) for pair in pairs for one in pair)
     if len(texts) <= extent.samples:
         counted = "1 text is" if len(texts) == 1 else f"{len(texts)} texts are"
         raise DataError(
@@ -247,7 +247,5 @@ def unlike(*pairs: tuple[Model, Model]) -> tuple[str, ...]:
 
 def _scores(pair: tuple[Model, Model], texts: Sequence[str], context: int) -> TwinScores:
     """Score texts with twins that read as much of them at once."""
-    backward, forward = (
-        score_texts(model.engine, model.language, texts, context=context) for model in pair
-    )
+    backward, forward = (score_texts(model, texts, context=context) for model in pair)
     return TwinScores(backward, forward)

@@ -131,14 +131,13 @@ class Window:
     scored: slice
 
 
-def context_size(engine: Engine, language: Language) -> int:
+def context_size(runner: Runner) -> int:
     """Return the most ids of a text that the model reads at once, markers included."""
-    return engine.block_size - len(language.lead)
+    return runner.engine.block_size - len(runner.language.lead)
 
 
 def score_texts(
-    engine: Engine,
-    language: Language,
+    runner: Runner,
     texts: Sequence[str],
     *,
     overlap: int = 0,
@@ -151,14 +150,13 @@ def score_texts(
     `windows`). Raises UsageError if `overlap`, in ids, is not from 0 to less than the context.
     """
     texts = checked_texts("texts", texts)
-    ids = [language.tokenizer.encode(text) for text in texts]
+    ids = [runner.language.tokenizer.encode(text) for text in texts]
     sizes = [len(text.encode()) for text in texts]
-    return score_ids(engine, language, ids, sizes, overlap=overlap, context=context)
+    return score_ids(runner, ids, sizes, overlap=overlap, context=context)
 
 
 def score_ids(
-    engine: Engine,
-    language: Language,
+    runner: Runner,
     text_ids: Sequence[ReadingIds],
     sizes: Sequence[int],
     *,
@@ -168,8 +166,7 @@ def score_ids(
     """Do as `score_texts`, given the ids of each text, without markers, and its UTF-8 bytes."""
     return finished(
         score_in_slices(
-            engine,
-            language,
+            runner,
             text_ids,
             sizes,
             together=SCORED_TOGETHER,
@@ -180,8 +177,7 @@ def score_ids(
 
 
 def score_in_slices(
-    engine: Engine,
-    language: Language,
+    runner: Runner,
     text_ids: Sequence[ReadingIds],
     sizes: Sequence[int],
     *,
@@ -190,12 +186,12 @@ def score_in_slices(
     context: int | None = None,
 ) -> Slices[list[Score]]:
     """Do as `score_ids`, in slices of about `together` ids."""
-    longest = context_size(engine, language)
+    longest = context_size(runner)
     if context is not None:
         longest = min(longest, whole("context", context, least=1))
     whole("overlap", overlap, least=0, most=longest - 1)
 
-    order = language.order
+    language, order = runner.language, runner.language.order
     marked = [language.tokenizer.mark(ids) for ids in text_ids]
     cuts = [list(windows(ids, language, longest=longest, overlap=overlap)) for ids in marked]
     pieces = [(number, window) for number, of_text in enumerate(cuts) for window in of_text]
@@ -210,7 +206,7 @@ def score_in_slices(
 
     by_text = [np.zeros(len(ids), dtype=np.float32) for ids in marked]
     batches = cut_by_length(np.arange(len(pieces)), widths, budget=together)
-    for batch in _score_batches(engine, batches, lengths, model_ids):
+    for batch in _score_batches(runner.engine, batches, lengths, model_ids):
         for index, values in batch:
             _check_numbers(values)
             number, window = pieces[index]

@@ -1,6 +1,6 @@
 """Verse: lines that end with given words, each written backward from its last word.
 
-Takes an engine, a backward language and the words; gives the lines. The last line is written
+Takes a model that runs backward and the words; gives the lines. The last line is written
 first, at the end of the text; then the one above it, with all that is below it given:
 
     given                             written in front of it
@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from backgpt.checks import texts, whole
-from backgpt.engine import Engine
 from backgpt.errors import UsageError
 from backgpt.generate import Text, collect
 from backgpt.hints import words_of
@@ -29,7 +28,7 @@ from backgpt.order import ModelIds
 from backgpt.rhymes import rhymes_of
 from backgpt.running import Job, room_for
 from backgpt.sampling import Sampling
-from backgpt.score import score_written
+from backgpt.score import Runner, sums_written
 
 LINES_TRIED = 8
 """How many lines are written for one that is kept."""
@@ -72,8 +71,7 @@ class Verse:
 
 
 def write_verse(
-    engine: Engine,
-    language: Language,
+    runner: Runner,
     end_words: Sequence[str],
     *,
     candidates: int = LINES_TRIED,
@@ -88,6 +86,7 @@ def write_verse(
     Raises UsageError for a forward model, no words, an empty one or one with a line break, or one
     that does not fit, before anything is written.
     """
+    engine, language = runner.engine, runner.language
     _refuse_forward(language)
     whole("candidates", candidates, least=1)
     end_words = texts("end words", end_words)
@@ -121,9 +120,7 @@ def write_verse(
     return Verse(tuple(lines), tuple(end_words), logprob, seed)
 
 
-def rhyming_words(
-    engine: Engine, language: Language, word: str, n: int, *, seed: int = 0
-) -> list[str]:
+def rhyming_words(runner: Runner, word: str, n: int, *, seed: int = 0) -> list[str]:
     """Return `word` and `n - 1` of its perfect rhymes, all different, drawn by `seed`.
 
     They are drawn from the ones that the model would end a text with most often, each as often as
@@ -131,10 +128,10 @@ def rhyming_words(
     model, a word that the pronouncing dictionary does not have, or one with fewer rhymes, and
     MissingExtraError without the dictionary.
     """
-    _refuse_forward(language)
+    _refuse_forward(runner.language)
     whole("n", n, least=1)
     rhymes = rhymes_of(word)
-    probabilities = np.exp(_ending_logprobs(engine, language, rhymes))
+    probabilities = np.exp(_ending_logprobs(runner, rhymes))
     likeliest = np.argsort(-probabilities, kind="stable")[: CHOICE * n]
     known = likeliest[probabilities[likeliest] >= RAREST_RHYME]
     if len(known) < n - 1:
@@ -217,15 +214,13 @@ def _cut(language: Language, text: Text, written: str) -> str:
     return written[words[0].start() :] if words else ""
 
 
-def _ending_logprobs(
-    engine: Engine, language: Language, words: Sequence[str]
-) -> npt.NDArray[np.float64]:
+def _ending_logprobs(runner: Runner, words: Sequence[str]) -> npt.NDArray[np.float64]:
     """Return log p in nats, (len(words),), that a text ends with each word and a full stop."""
+    language = runner.language
     given = language.prompt("", at_edge=True).ids
     ids = [language.tokenizer.encode_fragment(f"{word}.") for word in words]
     pairs = [(given, ModelIds(language.order.to_model(of_word))) for of_word in ids]
-    scored = score_written(engine, pairs)
-    return np.array([values.sum(dtype=np.float64) for values in scored], dtype=np.float64)
+    return np.array(sums_written(runner, pairs), dtype=np.float64)
 
 
 def _check(end_words: Sequence[str]) -> None:

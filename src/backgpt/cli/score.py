@@ -102,7 +102,7 @@ def score(
     models = _models(
         model, twin, direction, engine=engine, device=device, dtype=dtype, threads=threads
     )
-    contexts = [context_size(one.engine, one.language) for one in models]
+    contexts = [context_size(one) for one in models]
 
     totals = _Totals()
     started = time.perf_counter()

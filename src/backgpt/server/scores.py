@@ -41,7 +41,7 @@ async def score(asked: ScoreRequest, request: Request, service: TheService) -> R
     models = [model]
     if way is None and (model.language.told or asked_way == "both"):
         models.append(model.turned())
-    most = min(context_size(one.engine, one.language) for one in models) // 2
+    most = min(context_size(one) for one in models) // 2
     if asked.overlap > most:
         raise ApiError(
             400, f"overlap = {asked.overlap}: it must be from 0 to {most} here", param="overlap"
@@ -67,9 +67,7 @@ async def alternatives(
         length=hints.length,
         continues=hints.continues,
     )
-    found = await service.work_out(
-        request, find_alternatives(model.engine, model.language, prompt, asked.n)
-    )
+    found = await service.work_out(request, find_alternatives(model, prompt, asked.n))
     return AlternativeList(
         model=name,
         data=[
@@ -95,8 +93,7 @@ def _scored(
         scores.append(
             (
                 yield from score_in_slices(
-                    model.engine,
-                    model.language,
+                    model,
                     ids,
                     sizes,
                     together=IDS_IN_A_SLICE,
