@@ -180,6 +180,15 @@ def test_nothing_outside_order_reverses() -> None:
     assert reverses(ast.parse((ROOT / "order.py").read_text()))
 
 
+def test_one_module_of_the_command_line_prints() -> None:
+    for path in (ROOT / "cli").glob("*.py"):
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
+        prints = any(ast.unparse(call.func) in {"print", "typer.echo"} for call in calls)
+        assert prints is (path.name == "terminal.py"), path
+
+
 def test_only_torch_modules_import_torch_at_the_top() -> None:
     for path in FILES:
         body = ast.parse(path.read_text()).body

@@ -212,6 +212,28 @@ def test_a_terminal_obeys_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert ("\x1b[31m" in output.getvalue()) is not on_a_terminal
 
 
+def test_a_terminal_obeys_no_name_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Output(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    file = tmp_path / "e\x1b[31mvil.txt"
+    file.write_text("The end.")
+    told, data = Output(), tmp_path / "\x1b[2Jdata"
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, told)
+    for command in (["score"], ["prepare", "--workers=1", f"--out={data}"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(file)])
+        assert ended.value.code == 0
+    assert "e\\x1b[31mvil.txt" in told.getvalue()
+    assert "\\x1b[2Jdata prepared" in told.getvalue()
+    assert "\x1b[31m" not in told.getvalue()
+    assert "\x1b[2J" not in told.getvalue()
+
+
 def test_an_output_that_a_caller_has_put_in_place_is_written_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,6 +25,7 @@ from backgpt.cli.push import push
 from backgpt.cli.sample import sample
 from backgpt.cli.score import score
 from backgpt.cli.serve import serve
+from backgpt.cli.terminal import show, tell
 from backgpt.cli.train import train
 from backgpt.cli.unreverse import unreverse
 from backgpt.errors import EXIT_FAILURE, EXIT_INTERRUPTED, BackgptError, printable, was_interrupted
@@ -58,7 +59,7 @@ app.command()(info)
 
 def _show_version(value: bool) -> None:
     if value:
-        print(__version__)
+        show(__version__)
         raise typer.Exit
 
 
@@ -148,7 +149,7 @@ def _parser_error(error: Any, given: list[str]) -> tuple[str, int] | None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"backgpt: {printable(message)}", file=sys.stderr)
+    tell(f"backgpt: {printable(message)}")
     _let_go_of_output()
     sys.exit(code)
 

@@ -1,13 +1,12 @@
 """`backgpt arrow`: the arrow of time of a source of text."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from backgpt.cli.given import Separator, TextField, check_limit, those_given
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show, tell
 from backgpt.cli.training import load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -102,5 +101,5 @@ def arrow(
     write_whole(folder / f"{name}.png", plot_arrow(report))
     write_whole(folder / f"{name}.md", text.encode())
     write_whole(folder / f"{name}.json", (report.model_dump_json(indent=2) + "\n").encode())
-    print(for_terminal(text), end="")
-    print(f"written to {folder}", file=sys.stderr)
+    show(text, end="")
+    tell(f"written to {folder}")

@@ -21,7 +21,7 @@ from backgpt.cli.given import (
     standard_input,
     those_given,
 )
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show, tell
 from backgpt.cli.written import WRITES_AGAIN, print_texts
 from backgpt.errors import UsageError
 from backgpt.messages import as_transcript
@@ -121,10 +121,9 @@ def load_chat_model(model: str | None, device: str) -> "Model":
         raise UsageError(f"there is no built-in model {CHAT_MODEL!r} here: name one with --model")
     loaded = open_model(model or CHAT_MODEL, engine=None, device=device)
     if not loaded.takes_chat:
-        print(
+        tell(
             f"backgpt: {model} was never tuned on conversations, so it will write what it was "
-            f"trained on; the built-in chat model is {CHAT_MODEL}",
-            file=sys.stderr,
+            f"trained on; the built-in chat model is {CHAT_MODEL}"
         )
     return loaded
 
@@ -158,14 +157,14 @@ def _saved_session(
 
 def _say_once(session: "Session") -> None:
     """Say what standard input holds, and print what is written; all else to standard error."""
-    session.notice = lambda notice: print(f"backgpt: {notice}", file=sys.stderr)
+    session.notice = lambda notice: tell(f"backgpt: {notice}")
     for _ in session.say(standard_input().strip()):
         pass
     messages = session.transcript
     if session.mode == "rewind":
-        print(for_terminal(as_transcript(messages)))
+        show(as_transcript(messages))
     else:
-        print(for_terminal(messages[0 if session.mode == "ask" else -1].text))
+        show(messages[0 if session.mode == "ask" else -1].text)
 
 
 def _write_candidates(
@@ -190,14 +189,14 @@ def _write_candidates(
 
             edge = "beginning" if model.direction == "backward" else "end"
             notice = LEFT_OUT if mode == "rewind" else CUT_OFF.format(edge)
-            print(f"backgpt: {notice}", file=sys.stderr)
+            tell(f"backgpt: {notice}")
         if "seed" not in settings:
-            print(WRITES_AGAIN.format(found[0].seed), file=sys.stderr)
+            tell(WRITES_AGAIN.format(found[0].seed))
         return
     context = settings.get("context", "")
     record = {"mode": mode, "message": message, "context": context, "seed": found[0].seed}
     record["candidates"] = [_candidate(one) for one in found]
-    print(json.dumps(record, ensure_ascii=False))
+    show(json.dumps(record, ensure_ascii=False))
 
 
 def _shown(found: "Text | Transcript") -> str:

@@ -1,6 +1,5 @@
 """`backgpt eval`: the report card of a backward model and its forward twin."""
 
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from backgpt.cli.given import (
     open_model,
     open_twin,
 )
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show, tell
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,9 +123,9 @@ def evaluate(
     write_whole(out / "report.png", plot_card(card))
     write_whole(out / "report.md", text.encode())
     write_whole(out / "report.json", (card.model_dump_json(indent=2) + "\n").encode())
-    print(for_terminal(text), end="")
-    print(f"written to {out}", file=sys.stderr)
+    show(text, end="")
+    tell(f"written to {out}")
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    tell(f"{time.strftime('%H:%M:%S')} {text}")

@@ -1,12 +1,12 @@
 """`backgpt export`: a model for other programs."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL
+from backgpt.cli.terminal import tell
 from backgpt.errors import UsageError
 
 
@@ -54,4 +54,4 @@ def export(
         export_hf(source, out)
     size = sum(file.stat().st_size for file in (files_in(out) if out.is_dir() else [out]))
     order = "reading order" if source.model.direction == "forward" else "model order"
-    print(f"written to {out}: {size / 1e6:.1f} MB; its ids are in {order}", file=sys.stderr)
+    tell(f"written to {out}: {size / 1e6:.1f} MB; its ids are in {order}")

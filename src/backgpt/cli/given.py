@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from backgpt.cli.terminal import tell
 from backgpt.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def open_model(
     on_cpu = engine != "torch" and runs_on_cpu(device)
     if engine is None and on_cpu and find_spec("backgpt.engine._native") is None:
         instead = ", so the model runs in torch, which is slower" if find_spec("torch") else ""
-        print(
-            f"backgpt: this installation has no native engine{instead}: {TO_HAVE_NATIVE}",
-            file=sys.stderr,
-        )
+        tell(f"backgpt: this installation has no native engine{instead}: {TO_HAVE_NATIVE}")
     isa = os.environ.get(ISA) or None if on_cpu else None
     return load(path, engine=engine, device=device, isa=isa, **settings)
 

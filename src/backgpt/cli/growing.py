@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import for_terminal, show
 
 
 def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label: str = "") -> str:
@@ -29,7 +29,7 @@ def show_growing(pieces: Iterator[str], text: str = "", *, leftward: bool, label
                 live.update(Lines(""))  # what is higher than the terminal could not be taken back
     finally:
         if text:
-            print(label + for_terminal(text), flush=True)
+            show(label + text)
     return text
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from backgpt.cli.terminal import show
+
 
 def import_(
     source: Annotated[
@@ -71,7 +73,7 @@ def import_(
         "transformers": "transformers runs it (extra 'hf')",
     }[made.family]
     unit = "of reversed words" if made.unit == "text" else "by token"
-    print(
+    show(
         f"{made.out}: a {made.direction} model {unit}, {made.n_parameters:,} parameters; it reads "
         f"{made.first or 'no marker'} first and ends with {made.stop or 'none'}; {runs}"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show
 
 if TYPE_CHECKING:
     from backgpt.builtin import ModelInfo
@@ -41,19 +41,19 @@ def info(
     found = [builtin.describe(name) for name in ([model] if model else builtin.names())]
     if as_json:
         for one in found:
-            print(json.dumps(_record(one), ensure_ascii=False))
+            show(json.dumps(_record(one), ensure_ascii=False))
     elif model:
         _print_details(found[0])
     elif found:
         _print_list(found)
     else:
-        print("no built-in model is installed")
+        show("no built-in model is installed")
 
 
 def _print_list(models: "list[ModelInfo]") -> None:
     for model in models:
         way = "both ways" if model.direction == "both" else model.direction
-        print(
+        show(
             f"{model.name}: {model.n_parameters / 1e6:.1f}M parameters, "
             f"{model.size_bytes / BYTES_IN_MB:.1f} MB, {way}, context {model.config.block_size:,}"
         )
@@ -62,7 +62,7 @@ def _print_list(models: "list[ModelInfo]") -> None:
         _print_wrapped("loss", losses or "not measured")
         _print_wrapped("licence", card.license if card else "not said")
         _print_wrapped("data", ", ".join(data.name for data in card.data) if card else "not said")
-    print("\nloss: nats per token (bits per byte) on held-out texts; more: backgpt info NAME")
+    show("\nloss: nats per token (bits per byte) on held-out texts; more: backgpt info NAME")
 
 
 def _print_wrapped(name: str, value: str) -> None:
@@ -74,7 +74,7 @@ def _print_wrapped(name: str, value: str) -> None:
         subsequent_indent=" " * NAME_WIDTH,
         break_on_hyphens=False,
     )
-    print(textwrap.indent("\n".join(lines), "  "))
+    show(textwrap.indent("\n".join(lines), "  "))
 
 
 def _print_details(model: "ModelInfo") -> None:
@@ -106,7 +106,7 @@ def _print_details(model: "ModelInfo") -> None:
         lines += [("limit", limit) for limit in card.limits]
     lines += [("loss", f"{loss.what}, {loss.figure} on {loss.set}") for loss in _losses(model)]
     for key, value in lines:
-        print(for_terminal(f"{key:<12} {value}".rstrip()))
+        show(f"{key:<12} {value}".rstrip())
 
 
 def _record(model: "ModelInfo") -> dict[str, Any]:

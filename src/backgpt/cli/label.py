@@ -1,6 +1,5 @@
 """`backgpt label`: find the question that each text answers, and write instruction files."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +7,7 @@ from typer import Argument, Option
 
 from backgpt.cli.chat import CHAT_MODEL, load_chat_model
 from backgpt.cli.given import WHICH_MODEL, Device, Separator, TextField, check_limit, open_model
+from backgpt.cli.terminal import show, tell
 from backgpt.errors import UsageError, printable
 
 
@@ -75,9 +75,8 @@ def label(
     loaded = load_chat_model(model, device)
     forward = open_model(twin, engine=None, device=device, direction="forward") if twin else None
     if forward is not None and not forward.takes_chat:
-        print(
-            f"backgpt: {twin} was never tuned on conversations: its scores say little of questions",
-            file=sys.stderr,
+        tell(
+            f"backgpt: {twin} was never tuned on conversations: its scores say little of questions"
         )
     own = "forward" if forward or loaded.language.told else "round-trip"
     given: dict[str, Any] = {
@@ -113,7 +112,7 @@ def label(
             limit=limit,
             report=report,
         )
-    print(
+    show(
         f"{out}: kept {done.n_kept:,} of {done.n_texts:,}; {done.n_below:,} below the threshold, "
         f"{done.n_unasked:,} without a finished question, {done.n_too_long:,} too long beside "
         f"a question of {max_new_tokens:,} tokens"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL, Separator, TextField
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def prepare(
                 progress=progress.update,
             )
         for line in _summary(report):
-            print(line)
+            show(line)
     for document in prepared.peek(out, peek) if peek else []:
-        print("\nreading order: " + " ".join(map(repr, document.reading)))
-        print("model order:   " + " ".join(map(repr, document.model)))
-        print(for_terminal(document.text))
+        show("\nreading order: " + " ".join(map(repr, document.reading)))
+        show("model order:   " + " ".join(map(repr, document.model)))
+        show(document.text)
 
 
 def _tokenizer(given: str | None) -> Path | None:

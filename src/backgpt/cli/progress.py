@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from backgpt.cli.terminal import for_terminal, tell
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -44,9 +46,9 @@ class _Display:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         if self.visible:
-            self.bar.console.print(text, markup=False)
+            self.bar.console.print(for_terminal(text, sys.stderr), markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def line_is_due(self) -> bool:
         """Return whether, without a bar, it is time for a line again."""

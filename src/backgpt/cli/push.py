@@ -5,6 +5,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from backgpt.cli.given import WHICH_MODEL
+from backgpt.cli.terminal import show
 
 
 def push(
@@ -34,4 +35,4 @@ def push(
     from backgpt import hub
     from backgpt.builtin import find
 
-    print(hub.push(find(model), name, private=private, branch=branch, message=message))
+    show(hub.push(find(model), name, private=private, branch=branch, message=message))

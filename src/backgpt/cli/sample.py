@@ -23,6 +23,7 @@ from backgpt.cli.given import (
 )
 from backgpt.cli.growing import show_growing
 from backgpt.cli.sample_options import SampleOptions, split_words
+from backgpt.cli.terminal import tell
 from backgpt.cli.written import (
     WRITES_AGAIN,
     Printer,
@@ -225,10 +226,10 @@ def sample(
     try:
         write(loaded, other, replace(asked, seed=drawn), sampling)
     except KeyboardInterrupt:
-        print(told, file=sys.stderr)
+        tell(told)
         raise
     if not as_json:  # which has that of each text
-        print(told, file=sys.stderr)
+        tell(told)
 
 
 def _going_on(model: "Model") -> "Model":

@@ -1,7 +1,6 @@
 """`backgpt score`: how likely a model finds texts, read backward, forward, or both ways."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from backgpt.cli.given import (
     open_twin,
     standard_input,
 )
+from backgpt.cli.terminal import show, tell
 from backgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,15 +110,14 @@ def score(
         texts = [document.text for document in batch]
         scored = [one.score_all(texts, overlap=overlap) for one in models]
         if not as_json and not totals.n_texts:
-            print(_row("text", "tokens", "windows", [one.direction for one in models], "gap"))
+            show(_row("text", "tokens", "windows", [one.direction for one in models], "gap"))
         for document, *scores in zip(batch, *scored, strict=True):
             totals.add(scores)
             if as_json:
                 record = _record(document, models, scores, tokens=tokens)
-                print(json.dumps(record, ensure_ascii=False, allow_nan=False))
+                show(json.dumps(record, ensure_ascii=False, allow_nan=False))
             else:
                 _print_text(document, models, scores, tokens=tokens)
-        sys.stdout.flush()
     seconds = time.perf_counter() - started
 
     if not as_json:
@@ -126,7 +125,7 @@ def score(
     for line in _summary(
         totals, models, seconds=seconds, contexts=contexts, overlap=overlap, tally=tally
     ):
-        print(line, file=sys.stderr)
+        tell(line)
 
 
 @dataclass
@@ -235,7 +234,7 @@ def _print_text(
 ) -> None:
     """Print the row of one text, and with `tokens` one for each of its tokens."""
     counts = (scores[0].n_tokens, scores[0].n_bytes, _n_windows(scores))
-    print(_figures_row(document.origin, *counts, [-found.logprob for found in scores]))
+    show(_figures_row(document.origin, *counts, [-found.logprob for found in scores]))
     if not tokens:
         return
     names = _token_names(models[0], document.text)
@@ -243,15 +242,15 @@ def _print_text(
     for name, *logprobs in zip(names, *columns, strict=True):
         cells = ["given" if value is None else f"{-value:z.3f}" for value in logprobs]
         figures = "".join(f"  {cell:>{FIGURE_WIDTH}}" for cell in cells)
-        print(f"{'  ' + repr(name):<{BEFORE_FIGURES}}{figures}")
-    print()
+        show(f"{'  ' + repr(name):<{BEFORE_FIGURES}}{figures}")
+    show()
 
 
 def _print_totals(totals: _Totals) -> None:
     counts = (totals.n_tokens, totals.n_bytes, totals.n_windows)
-    print(_figures_row(f"{_texts(totals.n_texts)} in all", *counts, totals.nats))
+    show(_figures_row(f"{_texts(totals.n_texts)} in all", *counts, totals.nats))
     gap = "; gap: backward minus forward" if len(totals.nats) == 2 else ""
-    print(f"\nnats per token (bits per byte){gap}")
+    show(f"\nnats per token (bits per byte){gap}")
 
 
 def _figures_row(

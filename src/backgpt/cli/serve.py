@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ from typer import Option
 
 from backgpt.cli.chat import CHAT_MODEL
 from backgpt.cli.given import WHICH_MODEL, Device, Threads, open_model
+from backgpt.cli.terminal import tell
 from backgpt.errors import BackgptError, UsageError, needs_extra, printable
 from backgpt.server import LOOPBACK
 
@@ -113,7 +113,7 @@ def serve(
     rules = _rules(host, key, allowed_host)
     app = create_app(catalog, decoder=decoder, writer=writer, rules=rules)
     names = printable(catalog.names)
-    print(f"backgpt: serving {names} at {_url(listening)}", file=sys.stderr, flush=True)
+    tell(f"backgpt: serving {names} at {_url(listening)}")
     _set_up_logs(access=access_log)
     _run(app, decoder, writer, listening=listening, grace_seconds=grace_seconds)
 

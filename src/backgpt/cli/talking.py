@@ -1,7 +1,6 @@
 """The chat on a terminal: a prompt with history, commands, and text that grows leftward."""
 
 import os
-import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import cast
 
 from backgpt.chat import Mode
 from backgpt.cli.growing import show_growing
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show, tell
 from backgpt.errors import BackgptError, UsageError
 from backgpt.messages import as_transcript
 from backgpt.rewind import Piece
@@ -47,29 +46,29 @@ def talk(session: Session) -> None:
         import readline  # noqa: F401  # from here on `input` has history and line editing
 
     chat = _Chat(session)
-    _tell(f"{session.mode}: {DOES[session.mode]}; seed {session.seed}; /help lists the commands")
+    tell(f"{session.mode}: {DOES[session.mode]}; seed {session.seed}; /help lists the commands")
     if len(session.talks) > 1:
-        _tell(f"the latest of {len(session.talks)} conversations:")
+        tell(f"the latest of {len(session.talks)} conversations:")
     if session.talks:
-        print(for_terminal(as_transcript(session.transcript)))
+        show(as_transcript(session.transcript))
     while not chat.ended:
         try:
             line = input(PROMPT).strip()
         except EOFError:
-            print()
+            show()
             return
         except KeyboardInterrupt:  # as in a shell: it drops the line, not the chat
-            _tell("\nCtrl-D ends the chat")
+            tell("\nCtrl-D ends the chat")
             continue
         except UnicodeDecodeError:
-            _tell("this is not UTF-8: type it again")
+            tell("this is not UTF-8: type it again")
             continue
         try:
             chat.take(line)
         except BackgptError as error:
-            _tell(str(error))
+            tell(str(error))
         except OSError as error:
-            _tell(f"{error.filename or 'file'}: {error.strerror or error}")
+            tell(f"{error.filename or 'file'}: {error.strerror or error}")
 
 
 class _Chat:
@@ -88,7 +87,7 @@ class _Chat:
             "/seed": self._seed,
             "/temperature": self._temperature,
             "/context": self._context,
-            "/help": lambda _: print(HELP),
+            "/help": lambda _: show(HELP),
             "/quit": self._quit,
         }
         self._without_argument = {"/retry", "/undo", "/help", "/quit"}
@@ -118,29 +117,29 @@ class _Chat:
                     show_growing(texts, leftward=True, label=f"{label}: ")
                     n_shown += 1
         except KeyboardInterrupt:
-            _tell("stopped; /retry tries again")
+            tell("stopped; /retry tries again")
             return
         if self._session.mode == "rewind" and n_shown > 1:
-            print(f"\n{for_terminal(as_transcript(self._session.transcript))}")
+            show(f"\n{as_transcript(self._session.transcript)}")
         while self._notices:
-            _tell(self._notices.pop(0))
+            tell(self._notices.pop(0))
 
     def _retry(self, _: str) -> None:
         self._show(self._session.retry())
 
     def _undo(self, _: str) -> None:
         self._session.undo()
-        _tell(f"{len(self._session.transcript)} messages are left of this conversation")
+        tell(f"{len(self._session.transcript)} messages are left of this conversation")
 
     def _mode(self, mode: str) -> None:
         self._session.mode = cast(Mode, mode)
-        _tell(f"{mode}: {DOES[mode]}")
+        tell(f"{mode}: {DOES[mode]}")
 
     def _save(self, file: str) -> None:
         if not file:
             raise UsageError("/save needs the name of a file")
         self._session.save(Path(os.path.expanduser(file)))  # leaves `~nobody` as it is
-        _tell(f"saved to {file}")
+        tell(f"saved to {file}")
 
     def _seed(self, seed: str) -> None:
         if not seed.isascii() or not seed.isdigit():
@@ -151,7 +150,7 @@ class _Chat:
             raise UsageError(
                 f"seed = {seed[:12]}… has {len(seed):,} digits: give a number of fewer"
             ) from None
-        _tell(f"seed {self._session.seed}")
+        tell(f"seed {self._session.seed}")
 
     def _temperature(self, temperature: str) -> None:
         try:
@@ -159,15 +158,11 @@ class _Chat:
         except ValueError:
             raise UsageError(f"temperature = {temperature!r}: give a number") from None
         self._session.sampling = replace(self._session.sampling, temperature=value)
-        _tell(f"temperature {value:g}")
+        tell(f"temperature {value:g}")
 
     def _context(self, context: str) -> None:
         self._session.begin(context)
-        _tell("a new conversation begins" + (", with this context" if context else ""))
+        tell("a new conversation begins" + (", with this context" if context else ""))
 
     def _quit(self, _: str) -> None:
         self.ended = True
-
-
-def _tell(text: str) -> None:
-    print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)

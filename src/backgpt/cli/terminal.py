@@ -1,10 +1,23 @@
-"""Texts on a terminal: what it would obey, such as a color or a move of the cursor, is escaped."""
+"""Lines on the two outputs: what a terminal would obey, such as a color, is escaped there.
+
+Nothing else in `cli` prints, so that nothing can forget it.
+"""
 
 import re
 import sys
 from typing import TextIO
 
 _CONTROLS = re.compile(r"(?!\r?\n|\t)[\x00-\x1f\x7f-\x9f]")
+
+
+def show(text: str = "", *, end: str = "\n") -> None:
+    """Print some of the product, to standard output."""
+    print(for_terminal(text), end=end, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print anything else, to standard error."""
+    print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def for_terminal(text: str, file: TextIO | None = None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
+from backgpt.cli.terminal import show
 from backgpt.cli.training import LENGTHS, load_torch, overridden
 from backgpt.errors import UsageError
 from backgpt.shape import PRESETS
@@ -162,7 +163,7 @@ def train(
     if ranks.first:
         loss = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.4f}"
         bpb = "" if result.valid_bpb is None else f" ({result.valid_bpb:.4f} bits per byte)"
-        print(f"{result.run}: {result.step:,} steps{loss}{bpb}")
+        show(f"{result.run}: {result.step:,} steps{loss}{bpb}")
 
 
 def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":

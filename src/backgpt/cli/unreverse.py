@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from backgpt.cli.given import WHICH_MODEL
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show
 from backgpt.errors import DataError
 
 
@@ -61,4 +61,4 @@ def unreverse(
             raise DataError(f"standard input, line {number}: {error}") from None
         if text is not None:
             told = json.dumps(text, ensure_ascii=False) if as_json else text
-            print(for_terminal(told), flush=True)
+            show(told)

@@ -2,12 +2,11 @@
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backgpt.cli.terminal import for_terminal
+from backgpt.cli.terminal import show, tell
 
 if TYPE_CHECKING:
     from backgpt.api import Model
@@ -37,7 +36,7 @@ class Printer:
         else:
             text = record["text"] if self._is_first else _BETWEEN + record["text"]
         self._is_first = False
-        print(for_terminal(text), flush=True)
+        show(text)
 
 
 def print_texts(records: Iterable[Record], *, as_json: bool) -> None:
@@ -60,10 +59,7 @@ def tell_what_was_not_obeyed(hints: "Hints", texts: Sequence[str]) -> None:
         else f"{kind} by {count} of {len(texts)}"
         for kind, count in failed.items()
     )
-    print(
-        f"backgpt: not obeyed: {kinds}; --best-of writes more and keeps what obeys most",
-        file=sys.stderr,
-    )
+    tell(f"backgpt: not obeyed: {kinds}; --best-of writes more and keeps what obeys most")
 
 
 def tell_what_was_cut(texts: "Sequence[Text]", *, model: "Model") -> None:
@@ -71,10 +67,9 @@ def tell_what_was_cut(texts: "Sequence[Text]", *, model: "Model") -> None:
     count = sum(text.finish_reason == "length" for text in texts)
     if count:
         edge = "beginning" if model.direction == "backward" else "end"
-        print(
+        tell(
             f"backgpt: {count} of {len(texts)} cut before the {edge}: the model reads at most "
-            f"{model.engine.block_size} ids",
-            file=sys.stderr,
+            f"{model.engine.block_size} ids"
         )
 
 
