@@ -31,11 +31,11 @@ from backgpt.language import Language, Prompt
 from backgpt.messages import Message, Role, take_turns
 from backgpt.model_folder import SeenData, read_model
 from backgpt.order import Direction, Unit
-from backgpt.rank import Method, Ranked, best_first, best_of_texts, check_method, parts_of
+from backgpt.rank import Method, Ranked, best_of_texts, check_method, rank_answers
 from backgpt.rewind import Transcript, rewind
 from backgpt.running import Job, room_for
 from backgpt.sampling import Sampling
-from backgpt.score import Score, WordScore, score_texts, sums_written, word_scores
+from backgpt.score import Score, WordScore, score_texts, word_scores
 from backgpt.shape import ModelConfig
 from backgpt.slices import finished
 from backgpt.tokenizer import Tokenizer
@@ -277,25 +277,7 @@ class Model:
         and goes on with the answer. Raises UsageError for a forward model, no answers, an empty
         text, or one that does not fit.
         """
-        if self.direction == "forward":
-            raise UsageError("a forward model cannot judge what came before: load it backward")
-        check_text("question", question)
-        answers = texts("answers", answers)
-        if not answers:
-            raise UsageError("there is no answer to rank: give some")
-        if not question.strip():
-            raise UsageError("the question is empty: give one")
-        for number, answer in enumerate(answers, start=1):
-            if not answer.strip():
-                raise UsageError(f"answer {number} of {len(answers)} is empty: leave it out")
-        if self.takes_chat:
-            template = self._template
-            prompts = [template.before([Message("assistant", answer)]) for answer in answers]
-            rows = [(prompt.ids, template.written(prompt, question)) for prompt in prompts]
-        else:
-            parts = [parts_of(self.tokenizer, question, answer) for answer in answers]
-            rows = [self.language.row(*of_text) for of_text in parts]
-        return best_first(answers, sums_written(self, rows))
+        return rank_answers(self, question, answers, in_chat=self.takes_chat)
 
     def ask(
         self,

@@ -20,12 +20,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from backgpt.chat import Template
+from backgpt.checks import check_text
+from backgpt.checks import texts as checked_texts
 from backgpt.errors import UsageError
 from backgpt.generate import Text
 from backgpt.hints import NO_HINTS, Hints
 from backgpt.language import Parts, Row
+from backgpt.messages import Message
 from backgpt.order import ModelIds
-from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices
+from backgpt.score import SCORED_TOGETHER, Runner, context_size, sums_in_slices, sums_written
 from backgpt.slices import Slices, finished
 from backgpt.tokenizer import Tokenizer
 
@@ -88,6 +92,43 @@ def parts_of(tokenizer: Tokenizer, before: str, after: str) -> Parts:
     return tokenizer.encode(before.removesuffix(" ")), tokenizer.encode_fragment(after)
 
 
+def rank_answers(
+    runner: Runner, question: str, answers: Sequence[str], *, in_chat: bool
+) -> list[Ranked]:
+    """Return `answers` with log p(question | answer) in nats, the best first.
+
+    They are messages if it is `in_chat`, otherwise the two parts of a text. Raises UsageError as
+    `api.Model.rank`.
+    """
+    language = runner.language
+    if language.direction == "forward":
+        raise UsageError("a forward model cannot judge what came before: load it backward")
+    check_text("question", question)
+    answers = checked_texts("answers", answers)
+    if not answers:
+        raise UsageError("there is no answer to rank: give some")
+    if not question.strip():
+        raise UsageError("the question is empty: give one")
+    for number, answer in enumerate(answers, start=1):
+        if not answer.strip():
+            raise UsageError(f"answer {number} of {len(answers)} is empty: leave it out")
+    if in_chat:
+        template = Template(language)
+        prompts = [template.before([Message("assistant", answer)]) for answer in answers]
+        rows = [(prompt.ids, template.written(prompt, question)) for prompt in prompts]
+    else:
+        parts = [parts_of(language.tokenizer, question, answer) for answer in answers]
+        rows = [language.row(*of_text) for of_text in parts]
+    return best_first(answers, sums_written(runner, rows))
+
+
+def best_first(texts: Sequence[str], scores: Sequence[float]) -> list[Ranked]:
+    """Return the candidates with their scores, the best first; equals in the order given."""
+    pairs = zip(texts, scores, strict=True)
+    ranked = [Ranked(text, place, score) for place, (text, score) in enumerate(pairs)]
+    return sorted(ranked, key=lambda one: -one.score)
+
+
 def best_of_texts(
     texts: Sequence[Text],
     method: Method,
@@ -145,13 +186,6 @@ def _parts_of_written(writer: Runner, text: Text) -> Parts:
     if writer.language.direction == "backward":
         return written, tokenizer.encode_fragment(text.given)
     return tokenizer.encode(text.given.removesuffix(" ")), written
-
-
-def best_first(texts: Sequence[str], scores: Sequence[float]) -> list[Ranked]:
-    """Return the candidates with their scores, the best first; equals in the order given."""
-    pairs = zip(texts, scores, strict=True)
-    ranked = [Ranked(text, place, score) for place, (text, score) in enumerate(pairs)]
-    return sorted(ranked, key=lambda one: -one.score)
 
 
 def _given_alone(twin: Runner, parts: Parts) -> Row:
