@@ -27,7 +27,10 @@ from backgpt.chat import MODES, Mode, Template
 from backgpt.datasets import Conversation, find_source, read_conversations
 from backgpt.errors import BackgptError, MissingExtraError, UsageError
 from backgpt.evaluate import choose
-from backgpt.evaluate_chat import (
+from backgpt.files import write_whole
+from backgpt.model_folder import read_model, save_model
+from backgpt.rewind import Transcript
+from evaluate_chat import (
     MOST_NEW_TOKENS,
     Matrix,
     Pair,
@@ -47,9 +50,6 @@ from backgpt.evaluate_chat import (
     without_prior,
     write_all,
 )
-from backgpt.files import write_whole
-from backgpt.model_folder import read_model, save_model
-from backgpt.rewind import Transcript
 
 SHOWN: tuple[tuple[Mode, str], ...] = (
     ("ask", "Paris."),

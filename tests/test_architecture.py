@@ -95,7 +95,6 @@ FLOORS = {
         "label",
         "label_batch",
         "evaluate",
-        "evaluate_chat",
         "evaluate_twins",
         "report_card",
         "arrow",

@@ -149,7 +149,10 @@ def test_the_stories_in_a_card_are_what_the_model_writes_on_every_processor(name
 
 @needs_native
 @pytest.mark.slow
-def test_the_exchanges_in_a_card_are_what_the_model_writes_on_every_processor() -> None:
+def test_the_exchanges_in_a_card_are_what_the_model_writes_on_every_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)  # as for a script that is run
     card = describe("backchat").card
     assert card is not None
     assert card.chat_measures is not None

@@ -17,7 +17,18 @@ from backgpt.chat import MODES, Template
 from backgpt.config import read_as
 from backgpt.datasets import Conversation
 from backgpt.errors import DataError
-from backgpt.evaluate_chat import (
+from backgpt.messages import Message
+from backgpt.model import Transformer
+from backgpt.model_folder import ModelFolder, save_model
+from backgpt.order import ModelIds, ReadingIds
+from backgpt.rewind import Transcript
+from backgpt.shape import ModelConfig
+from backgpt.tokenizer import Tokenizer
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from evaluate_chat import (  # noqa: E402
     Pair,
     answer_row,
     ask_all,
@@ -37,15 +48,7 @@ from backgpt.evaluate_chat import (
     score_matrix,
     without_prior,
 )
-from backgpt.messages import Message
-from backgpt.model import Transformer
-from backgpt.model_folder import ModelFolder, save_model
-from backgpt.order import ModelIds, ReadingIds
-from backgpt.rewind import Transcript
-from backgpt.shape import ModelConfig
-from backgpt.tokenizer import Tokenizer
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 PAIRS = [
     Pair(f"What did the {animal} do?", f"The {animal} ran home and slept.")
     for animal in ("dog", "cat", "fox", "bird")

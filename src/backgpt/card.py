@@ -113,9 +113,9 @@ class Retrieved(Settings):
 
 
 class QuestionStatistics(Settings):
-    """What the questions to held-out answers are like; `evaluate_chat` says how it is computed.
+    """What the questions to held-out answers are like: shares of all, the mean gain in nats.
 
-    Shares of all answers, and the mean gain in nats.
+    `scripts/evaluate_chat.py` says how it is computed.
     """
 
     answers: int

@@ -1,7 +1,7 @@
 """The chat's report card: does it ask the right question, in the right order, and nothing else?
 
-Takes a backward chat model, its forward twin and held-out conversations; gives figures that `card`
-defines. Everything follows from a seed.
+What `measure_chat.py` measures. Takes a backward chat model, its forward twin and held-out
+conversations; gives figures that `card` defines. Everything follows from a seed.
 """
 
 import re
