@@ -81,7 +81,7 @@ class Writer:
     @property
     def text(self) -> str:
         """The whole text as far as it is certain, in reading order."""
-        return self._join(self.written, self._prompt.text)
+        return self.join(self.written, self._prompt.text)
 
     def push(self, id_: int) -> str:
         """Take the next id; return the piece of text that is now certain, perhaps none.
@@ -101,8 +101,8 @@ class Writer:
         """End the text; return its last piece. A word cut off by the length limit is dropped."""
         piece = self._finish_word() if self._word and reason == "stop" else ""
         last = self._decoder.flush()
-        self.written = self._join(last, self.written)
-        return self._join(last, piece)
+        self.written = self.join(last, self.written)
+        return self.join(last, piece)
 
     def _finish_word(self) -> str:
         self.ids += self._word
@@ -112,10 +112,11 @@ class Writer:
 
     def _write(self, data: bytes) -> str:
         piece = self._decoder.push(data)
-        self.written = self._join(piece, self.written)
+        self.written = self.join(piece, self.written)
         return piece
 
-    def _join(self, new: str, old: str) -> str:
+    def join(self, new: str, old: str) -> str:
+        """Return a piece of text joined to what was written before it."""
         return new + old if self._leftward else old + new
 
 
@@ -174,9 +175,8 @@ class Drawing:
 
     def __init__(self, job: Job) -> None:
         self._prompt, self._seed = job.prompt, job.seed
-        self._leftward = job.language.direction == "backward"
         self._writer = Writer(job.language, job.prompt)
-        self._stops = StopStrings(job.stop, leftward=self._leftward)
+        self._stops = StopStrings(job.stop, leftward=job.language.direction == "backward")
         self._reason: FinishReason = "length"
         self.written = ""
         self.drawn: list[Drawn] = []
@@ -210,14 +210,14 @@ class Drawing:
         if self.stopped:
             self._reason = "stop"
             return self._pass_on(piece)
-        return self._pass_on(self._join(self._stops.finish(), piece))
+        return self._pass_on(self._writer.join(self._stops.finish(), piece))
 
     @property
     def result(self) -> Text:
         """The text, once it is finished."""
         whole = self._writer.text
         if self.stopped:
-            whole = self._join(self.written, self._prompt.text)
+            whole = self._writer.join(self.written, self._prompt.text)
         return Text(
             text=whole,
             given=self._prompt.text,
@@ -229,11 +229,8 @@ class Drawing:
         )
 
     def _pass_on(self, piece: str) -> str:
-        self.written = self._join(piece, self.written)
+        self.written = self._writer.join(piece, self.written)
         return piece
-
-    def _join(self, new: str, old: str) -> str:
-        return new + old if self._leftward else old + new
 
 
 def in_model_order(language: Language, prompt: Prompt, text: Text) -> str:
