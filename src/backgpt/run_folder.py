@@ -23,6 +23,7 @@ from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
 RUN = "run.json"
+SMOOTHING = 0.97  # of the training losses in the curve
 
 KNOWN = frozenset(
     {SETTINGS, RUN, METRICS, SAMPLES, CURVE, CHECKPOINTS, BEST, LATEST, "tensorboard"}
@@ -164,7 +165,8 @@ def plot(run: Path, *, title: str) -> None:
     axes = figure.add_subplot()
     steps, losses = zip(*train, strict=True)
     axes.plot(steps, losses, color="#9bb7d4", linewidth=0.6, alpha=0.8)
-    axes.plot(steps, _running_mean(losses), color="#1f4e79", linewidth=1.6, label="training")
+    means = _running_mean(losses)
+    axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label="training")
     if valid:
         axes.plot(*zip(*valid, strict=True), "o-", color="#c8553d", ms=4, label="validation")
         step, loss = valid[-1]
@@ -176,7 +178,7 @@ def plot(run: Path, *, title: str) -> None:
             va="center",
             color="#c8553d",
         )
-    top = max(losses[0] * 0.6, _running_mean(losses)[-1] * 2)
+    top = max(losses[0] * 0.6, means[-1] * 2)
     axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(None, top))
     axes.set_title(printable(title), parse_math=False)
     axes.grid(alpha=0.25)
@@ -187,12 +189,12 @@ def plot(run: Path, *, title: str) -> None:
     write_whole(run / CURVE, picture.getvalue())
 
 
-def _running_mean(values: tuple[float, ...], smoothing: float = 0.97) -> list[float]:
+def _running_mean(values: tuple[float, ...]) -> list[float]:
     """Return an exponential mean that starts unbiased (as Adam's moments do)."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
-        total = smoothing * total + (1 - smoothing) * value
-        weight = smoothing * weight + (1 - smoothing)
+        total = SMOOTHING * total + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
         means.append(total / weight)
     return means
 
