@@ -273,6 +273,15 @@ def test_an_arrow_is_rendered_with_each_pair_and_named_intervals(card: ReportCar
     assert plot_arrow(report).startswith(PNG)
 
 
+def test_names_of_all_kinds_are_drawn_and_written(card: ReportCard) -> None:
+    """Between two dollar signs matplotlib would read mathematics, and fail at most of it."""
+    values = {**dict(card), "model": "runs/US$1", "data": "inv\udcff_$.txt"}
+    named = ReportCard.model_validate(values)
+    assert plot_card(named).startswith(PNG)
+    assert "inv\\udcff_$.txt" in render_card(named).encode().decode()
+    assert ReportCard.model_validate_json(named.model_dump_json()) == named
+
+
 def test_a_figure_outside_its_interval_is_drawn_too(card: ReportCard) -> None:
     """As rounding may have it, or a bootstrap of very few texts."""
     first = card.by_context[0]

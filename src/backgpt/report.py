@@ -5,13 +5,19 @@ token, `bpb` in bits per byte.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from backgpt.card import Obedience, Statistics
 from backgpt.config import Settings
+from backgpt.errors import printable
 from backgpt.hints import Kind
 from backgpt.intervals import Estimate
 from backgpt.model_folder import SeenData
+
+Name = Annotated[str, AfterValidator(printable)]
+"""Of a model or a file, which may hold what cannot be written."""
 
 
 class TwinLoss(Settings):
@@ -59,7 +65,7 @@ class Twins(Settings):
 class ArrowReport(Settings):
     """The arrow of time in one source of text, by small twins trained on it."""
 
-    source: str
+    source: Name
     flipped: bool
     parameters: int
     context: int
@@ -166,9 +172,9 @@ class ReportCard(Settings):
     be used for it, as `left_out` says. All but `speed` is the same when it is measured again.
     """
 
-    model: str
-    twin: str
-    data: str
+    model: Name
+    twin: Name
+    data: Name
     made: Made
     context: int
     unlike: tuple[str, ...] = ()

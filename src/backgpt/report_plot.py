@@ -47,7 +47,7 @@ def plot_card(card: ReportCard) -> bytes:
         )
     for left_out in (one for one in axes.flat if not one.has_data()):
         left_out.set_visible(False)
-    figure.suptitle(f"{card.model} on {card.data}")
+    figure.suptitle(f"{card.model} on {card.data}", parse_math=False)
     return _png(figure)
 
 
@@ -62,7 +62,8 @@ def plot_arrow(report: ArrowReport) -> bytes:
     last.axhline(0, color="black", linewidth=0.8)
     last.axhspan(report.loss.gap.low, report.loss.gap.high, color=GRAY, alpha=0.25, linewidth=0)
     last.set(title="gap of each pair; band: over documents", xlabel="seed")
-    figure.suptitle(f"{report.source}{', read from its end' if report.flipped else ''}")
+    title = f"{report.source}{', read from its end' if report.flipped else ''}"
+    figure.suptitle(title, parse_math=False)
     return _png(figure)
 
 

@@ -98,8 +98,8 @@ def arrow(
         report = job(asked, report=progress, workers=workers)
     name = "flipped" if flip else "report"
     text = render_arrow(report)
-    write_whole(folder / f"{name}.png", plot_arrow(report))
     write_whole(folder / f"{name}.md", text.encode())
     write_whole(folder / f"{name}.json", (report.model_dump_json(indent=2) + "\n").encode())
+    write_whole(folder / f"{name}.png", plot_arrow(report))
     show(text, end="")
     tell(f"written to {folder}")

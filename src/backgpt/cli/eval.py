@@ -120,9 +120,9 @@ def evaluate(
     )
     out.mkdir(parents=True, exist_ok=True)
     text = render_card(card)
-    write_whole(out / "report.png", plot_card(card))
     write_whole(out / "report.md", text.encode())
     write_whole(out / "report.json", (card.model_dump_json(indent=2) + "\n").encode())
+    write_whole(out / "report.png", plot_card(card))
     show(text, end="")
     tell(f"written to {out}")
 
