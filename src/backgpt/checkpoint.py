@@ -13,8 +13,8 @@ from typing import Any
 
 from backgpt.arrays import read_arrays, serialized
 from backgpt.errors import BackgptError
-from backgpt.files import write_synced, write_whole
-from backgpt.manifest import TEMPORARY, read_json, verify, whole_folder, write_json
+from backgpt.files import TEMPORARY, write_synced, write_whole
+from backgpt.manifest import read_json, verify, whole_folder, write_json
 from backgpt.model_folder import (
     BEST,
     LATEST,

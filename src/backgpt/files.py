@@ -10,6 +10,9 @@ from pathlib import Path
 
 from backgpt.errors import BackgptError, UsageError
 
+TEMPORARY = ".tmp"
+"""How the names of files and folders end that are not yet whole."""
+
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write `data` to `path` and wait until the disk has it. Raises OSError."""
@@ -28,7 +31,7 @@ def write_whole(path: Path, data: bytes) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write a file to; when the block ends well it is at `path`. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # nobody else's
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")  # nobody else's
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -13,10 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backgpt.errors import BackgptError, CorruptFileError
-from backgpt.files import sync_folder, write_synced
+from backgpt.files import TEMPORARY, sync_folder, write_synced
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp"
 
 
 @contextmanager

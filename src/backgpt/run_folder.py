@@ -17,8 +17,7 @@ from typing import Any
 from backgpt.checkpoint import CHECKPOINTS, checkpoints
 from backgpt.config import TrainConfig, build, read_toml, to_toml
 from backgpt.errors import ConfigError, printable
-from backgpt.files import cannot_write, write_whole
-from backgpt.manifest import TEMPORARY
+from backgpt.files import TEMPORARY, cannot_write, write_whole
 from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
@@ -65,7 +64,7 @@ def _check_no_other(run: Path) -> None:
     """Raise ConfigError if a folder without settings holds something else than a run begun."""
     names = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
     for name in names:
-        if name.removesuffix(".tmp") not in KNOWN and not name.startswith("."):
+        if name.removesuffix(TEMPORARY) not in KNOWN and not name.startswith("."):
             raise ConfigError(f"{run} holds {name} and is no run folder: choose another --out")
 
 
