@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from backgpt import run as run_module
 from backgpt.ahead import Ahead
@@ -523,6 +524,22 @@ def test_a_name_that_reads_as_a_formula_is_the_title_of_a_picture(tmp_path: Path
         plot(tmp_path, title=title)
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "loss.png").unlink()
+
+
+def test_a_curve_shows_a_validation_loss_that_rises_beside_the_losses_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small text learned by heart in a few steps: training falls fast, validation rises."""
+    falling = [{"step": step, "loss": 6.0 * 0.97**step} for step in range(1, 101)]
+    rising = [{"step": step, "valid_loss": 4.0 + step / 200} for step in (25, 50, 75, 100)]
+    add_metrics(tmp_path, [*falling, *rising])
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot(tmp_path, title="run, backward")
+    [axes] = drawn[0].axes
+    assert axes.get_ylim()[1] > 4.5
+    mean = next(line for line in axes.get_lines() if line.get_label() == "training")
+    assert float(np.asarray(mean.get_ydata())[-1]) == pytest.approx(6.0 * 0.97**100, rel=0.2)
 
 
 def test_a_curve_that_cannot_be_drawn_does_not_end_the_run(

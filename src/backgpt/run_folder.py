@@ -163,8 +163,8 @@ def plot(run: Path, *, title: str) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     steps, losses = zip(*train, strict=True)
-    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.6, alpha=0.8)
     means = _running_mean(losses)
+    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.6, alpha=0.8)
     axes.plot(steps, means, color="#1f4e79", linewidth=1.6, label="training")
     if valid:
         axes.plot(*zip(*valid, strict=True), "o-", color="#c8553d", ms=4, label="validation")
@@ -177,7 +177,8 @@ def plot(run: Path, *, title: str) -> None:
             va="center",
             color="#c8553d",
         )
-    top = max(losses[0] * 0.6, means[-1] * 2)
+    # The first steps may stand out above, but no validation may: where it rises is what to see.
+    top = max(losses[0] * 0.6, means[-1] * 2, *(loss * 1.05 for _, loss in valid))
     axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(None, top))
     axes.set_title(printable(title), parse_math=False)
     axes.grid(alpha=0.25)
@@ -189,11 +190,15 @@ def plot(run: Path, *, title: str) -> None:
 
 
 def _running_mean(values: tuple[float, ...]) -> list[float]:
-    """Return an exponential mean that starts unbiased (as Adam's moments do)."""
+    """Return an exponential mean that starts unbiased (as Adam's moments do).
+
+    It is one of about 33 values, of fewer where there are few: it would come too late there.
+    """
+    smoothing = min(0.97, max(0.0, 1 - 20 / len(values)))
     means, total, weight = [], 0.0, 0.0
     for value in values:
-        total = SMOOTHING * total + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        total = smoothing * total + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
         means.append(total / weight)
     return means
 
