@@ -829,6 +829,28 @@ def test_a_length_on_the_command_line_wins_over_that_in_a_file(
     assert (lengths, "lr = 0.5" in settings) == ([resolved], True)
 
 
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ((50, 3.5), "run: 100 steps, validation loss 4.0000\nbest: step 50, 3.5000; "),
+        ((100, 4.0), "run: 100 steps, validation loss 4.0000\n"),
+        (None, "run: 100 steps, validation loss 4.0000\n"),
+    ],
+)
+def test_train_says_which_step_a_run_folder_stands_for_if_it_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    best: tuple[int, float] | None,
+    said: str,
+) -> None:
+    ended_so = RunResult(Path("run"), 100, 4.0, None, best)
+    monkeypatch.setattr("backgpt.train.train", lambda _, **__: ended_so)
+    with pytest.raises(SystemExit):
+        main(["train", "--data=x", "--out=run", "--max-steps=100"])
+    rest = "--model run takes that one\n" if "best" in said else ""
+    assert capsys.readouterr().out == said + rest
+
+
 def test_a_run_folder_of_the_wrong_type_in_a_file_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

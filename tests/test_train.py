@@ -259,6 +259,23 @@ def test_a_finished_run_is_not_trained_again(finished: Path, dataset_path: Path)
     )
 
 
+def test_a_result_names_the_best_step_whether_or_not_it_is_the_last(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    [third, sixth] = [r for r in read_metrics(run) if "valid_loss" in r]
+    result = train(settings(dataset_path, run), report=Notes())
+    assert result.best == (6, sixth["valid_loss"])
+    assert pointed(run, BEST) == run / "checkpoints" / "step-6"
+
+    metrics = (run / "metrics.jsonl").read_text()
+    for loss, step in ((sixth["valid_loss"], 6), (0.5, 3)):
+        changed = metrics.replace(str(third["valid_loss"]), str(loss))
+        (run / "metrics.jsonl").write_text(changed)
+        assert train(settings(dataset_path, run), report=Notes()).best == (step, loss)
+
+
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     finished: Path, dataset_path: Path, tmp_path: Path
 ) -> None:

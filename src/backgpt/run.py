@@ -82,12 +82,16 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended; losses are nats per token on the whole validation split."""
+    """How a run ended; losses are nats per token on the whole validation split.
+
+    `best` is the step with the least of them, the later of equal ones, and that loss.
+    """
 
     run: Path
     step: int
     valid_loss: float | None
     valid_bpb: float | None
+    best: tuple[int, float] | None = None
 
 
 class Run:
@@ -331,11 +335,13 @@ class Run:
         """Return how the run ended."""
         evaluations = [r for r in run_folder.read_metrics(self.config.out) if "valid_loss" in r]
         last = evaluations[-1] if evaluations else {}
+        losses = {r["step"]: r["valid_loss"] for r in reversed(evaluations)}
         return RunResult(
             run=self.config.out,
             step=self.max_steps,
             valid_loss=last.get("valid_loss"),
             valid_bpb=last.get("valid_bpb"),
+            best=min(losses.items(), key=lambda item: item[1], default=None),
         )
 
     def evaluates_at(self, done: int) -> bool:

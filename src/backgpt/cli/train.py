@@ -164,6 +164,9 @@ def train(
         loss = "" if result.valid_loss is None else f", validation loss {result.valid_loss:.4f}"
         bpb = "" if result.valid_bpb is None else f" ({result.valid_bpb:.4f} bits per byte)"
         show(f"{result.run}: {result.step:,} steps{loss}{bpb}")
+        if result.best is not None and result.best[0] != result.step:
+            step, least = result.best
+            show(f"best: step {step:,}, {least:.4f}; --model {result.run} takes that one")
 
 
 def _resolve(given: dict[str, Any], file: Path | None) -> "TrainConfig":
