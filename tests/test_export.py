@@ -273,7 +273,7 @@ def test_the_readme_says_plainly_how_the_ids_run(
 ) -> None:
     source = tiny_folder(tmp_path / "fox", tokenizer, direction=direction)
     text = (exported(source, tmp_path / "out") / "README.md").read_text()
-    assert text.startswith('---\nlanguage: "en"\nlibrary_name: "transformers"')
+    assert text.startswith('---\nlibrary_name: "transformers"')
     assert "# backgpt fox, for transformers" in text
     assert ("ids are in model order" in text) == (direction != "forward")
     assert ("ids are in **reading order**" in text) == (direction == "forward")

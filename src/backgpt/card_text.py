@@ -70,10 +70,13 @@ def full_card(
 
 
 def _head(direction: Directions, *, license: str | None = None) -> list[str]:
-    """Return the YAML; JSON values are YAML values."""
+    """Return the YAML; JSON values are YAML values.
+
+    Only the built-in models, which have a license, are known to be of English.
+    """
     ways = ["backward", "forward"] if direction == "both" else [direction]
     values: dict[str, Any] = {
-        "language": "en",
+        **({} if license is None else {"language": "en"}),
         "library_name": "backgpt",
         "pipeline_tag": "text-generation",
         "tags": ["backgpt", *ways],
