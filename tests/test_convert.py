@@ -21,6 +21,7 @@ from backgpt.convert import import_model
 from backgpt.devices import Ranks
 from backgpt.engine import FloatArray
 from backgpt.errors import BackgptError, ConfigError, UsageError
+from backgpt.export import read_source
 from backgpt.manifest import verify
 from backgpt.model_folder import read_model, save_model
 from backgpt.prepare import prepare
@@ -492,6 +493,16 @@ def test_weights_in_half_precision_are_read(
         import_model(source, out, direction="forward")
         [text] = backgpt.load(out).write(opening="Once", max_new_tokens=5, seed=1)
         assert text.text.startswith("Once")
+
+
+def test_another_shape_with_our_own_tokenizer_is_not_exported(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    save_folder(tmp_path / "theirs", "llama", dataset_path / "tokenizer.json")
+    import_model(tmp_path / "theirs", tmp_path / "out", direction="backward")
+    wanted = r"of the family 'transformers': only our own shape .*; transformers loads the folder"
+    with pytest.raises(UsageError, match=wanted):
+        read_source(tmp_path / "out")
 
 
 def test_a_forward_folder_goes_on_from_an_opening_and_scores_with_named_markers(

@@ -56,7 +56,7 @@ class Source:
 def read_source(model: str | PathLike[str] | None = None) -> Source:
     """Read a built-in model by its name, or a model folder, checkpoint or run folder.
 
-    Raises as `read_model`, UsageError if the tokenizer is not of this project, and
+    Raises as `read_model`, UsageError if the tokenizer or the shape is not of this project, and
     CorruptFileError if a weight is missing or not a number.
     """
     path = find(model)
@@ -64,10 +64,14 @@ def read_source(model: str | PathLike[str] | None = None) -> Source:
     read = read_model(folder)
     content = read_json(folder / TOKENIZER)
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+    as_it_is = "" if read.family == "smolgpt" else "; transformers loads the folder as it is"
     if not {START, END} <= set(ids):
-        as_it_is = "" if read.family == "smolgpt" else "; transformers loads the folder as it is"
         raise UsageError(
             f"{folder} has a tokenizer of another project: only our own is exported{as_it_is}"
+        )
+    if read.family != "qwen3":
+        raise UsageError(
+            f"{folder} is of the family {read.family!r}: only our own shape is exported{as_it_is}"
         )
     ids |= content["model"]["vocab"]
     _check_weights(read, folder)
