@@ -32,7 +32,7 @@ from backgpt.errors import (
     TrainingError,
     UsageError,
 )
-from backgpt.files import held, whole_file
+from backgpt.files import held, whole_file, write_whole
 from backgpt.model_folder import BEST, LATEST, pointed, read_model
 from backgpt.prepare import prepare
 from backgpt.prepared import sources_of
@@ -371,6 +371,26 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     with pytest.raises(BackgptError, match="No space left"):
         train(config, report=Notes())
     assert read_checkpoint(checkpoints(config.out)[0]).step == 3
+
+
+@pytest.mark.parametrize("name", [BEST, "samples.md"])
+def test_a_disk_that_is_full_after_a_checkpoint_is_told_of_with_the_run_and_gone_on_from(
+    finished: Path, dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = settings(dataset_path, tmp_path / "run")
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        write_whole(path, data)
+
+    with monkeypatch.context() as patched:
+        for module in ("checkpoint", "run_folder"):
+            patched.setattr(f"backgpt.{module}.write_whole", full)
+        with pytest.raises(BackgptError, match=r"cannot write .*run: No space left.*make room"):
+            train(config, report=Notes())
+    train(config, report=Notes())
+    assert_same_run(finished, config.out)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")

@@ -299,9 +299,12 @@ class Run:
         loss = record.get("valid_loss", -math.inf)  # without a split the newest is the best
         if not (loss < math.inf):
             raise self._diverged(f"the validation loss after step {done:,}")
-        if loss <= min(self._valid_losses().values(), default=math.inf):
-            point(run, BEST, saved)
-        run_folder.add_samples(run, done, self._samples(engine, done))
+        try:
+            if loss <= min(self._valid_losses().values(), default=math.inf):
+                point(run, BEST, saved)
+            run_folder.add_samples(run, done, self._samples(engine, done))
+        except OSError as error:
+            raise cannot_write(run, error) from None
         if record:
             self._write([{"step": done, **record}])
         try:
