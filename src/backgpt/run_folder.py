@@ -22,7 +22,6 @@ from backgpt.model_folder import BEST, LATEST
 
 SETTINGS, METRICS, SAMPLES, CURVE = "config.toml", "metrics.jsonl", "samples.md", "loss.png"
 RUN = "run.json"
-SMOOTHING = 0.97  # of the training losses in the curve
 
 KNOWN = frozenset(
     {SETTINGS, RUN, METRICS, SAMPLES, CURVE, CHECKPOINTS, BEST, LATEST, "tensorboard"}

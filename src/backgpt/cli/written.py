@@ -77,10 +77,9 @@ def tell_what_is_empty(count: int, n_texts: int, *, leftward: bool) -> None:
     """Say on standard error for how many texts the model wrote nothing, and what helps."""
     if count:
         begins, first = ("begins", "first") if leftward else ("ends", "last")
-        print(
+        tell(
             f"backgpt: nothing was written for {count} of {n_texts}: to the model a text {begins} "
-            f"like this; change its {first} words, or give a --length that it does not have yet",
-            file=sys.stderr,
+            f"like this; change its {first} words, or give a --length that it does not have yet"
         )
 
 
