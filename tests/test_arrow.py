@@ -14,6 +14,7 @@ from backgpt import arrow as arrow_module
 from backgpt.arrow import ArrowJob, arrow
 from backgpt.cli import main
 from backgpt.errors import ConfigError, DataError, StoppedError, UsageError
+from backgpt.evaluate import draw_some
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.report import ArrowReport
 from backgpt.run_folder import read_metrics
@@ -112,7 +113,7 @@ def test_the_intervals_are_those_of_the_validation_texts(
         both = (backgpt.load(out / f"runs/{way}-{seed}") for way in ("backward", "forward"))
         scored = (score_ids(one, documents, sizes) for one in both)
         pairs.append(TwinScores(*scored))
-    assert report.loss == twin_loss(pairs, seed=arrow_module.INTERVAL_SEED)
+    assert report.loss == twin_loss(pairs, seed=arrow_module.SEED)
     assert report.loss.texts == len(documents) > 2
     longest = max(map(len, documents)) + 1
     assert 32 < longest <= TINY["block_size"]  # nothing is cut: see the flipped texts
@@ -146,14 +147,22 @@ def test_more_seeds_are_trained_beside_those_there_are(
     assert one.loss.gap_over_seeds is None
 
 
-def test_a_limit_takes_the_first_validation_texts(
-    measured: tuple[Path, ArrowReport], lines: Path
+def test_a_limit_draws_validation_texts_from_all_of_the_file(
+    measured: tuple[Path, ArrowReport], lines: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, report = measured
     some = run(job(out, lines, limit=3))
-    assert some.loss.texts == 3 < report.loss.texts
-    documents = list(open_dataset(out / "data").valid[0].documents())[:3]
-    assert some.loss.tokens == sum(len(ids) + 1 for ids in documents)
+    assert (some.loss.texts, some.limit) == (3, 3)
+    documents = list(open_dataset(out / "data").valid[0].documents())
+    drawn = draw_some(documents, 3, seed=arrow_module.SEED)
+    assert some.loss.tokens == sum(len(ids) + 1 for ids in drawn)
+    assert some.loss.tokens != sum(len(ids) + 1 for ids in documents[:3])
+    assert run(job(out, lines, limit=len(documents))).loss == report.loss
+
+    monkeypatch.setattr(arrow_module, "BY_CONTEXT", 3)
+    by_context = run(job(out, lines)).by_context[-1]
+    assert by_context.texts == 3
+    assert by_context.gap == some.loss.gap
     with pytest.raises(DataError, match="texts to validate on: 1 of "):
         run(job(out, lines, limit=1))
 

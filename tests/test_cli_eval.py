@@ -1,5 +1,6 @@
 """`backgpt eval` and `backgpt arrow` as a user meets them."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from backgpt import arrow as arrow_module
 from backgpt.cli import main
 from backgpt.config import TrainConfig, read_as
+from backgpt.evaluate import draw_some
 from backgpt.model import Transformer
 from backgpt.model_folder import ModelFolder, save_model
 from backgpt.order import Directions
@@ -140,7 +142,12 @@ def test_a_model_that_runs_both_ways_is_its_own_twin_and_a_limit_holds(
     done = command("eval", *arguments)
     assert done.code == 0, done.err
     card = read_as(ReportCard, tmp_path / "report.json")
-    assert card.loss.texts == 20
+    assert (card.loss.texts, card.limit) == (20, 20)
+    assert "held_out.jsonl, 20 texts, drawn at random; context" in done.out
+    assert "\n20 texts, cut into pieces" in done.out
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()]
+    drawn = "\0".join(draw_some(texts, 20, seed=card.seed)).encode()
+    assert card.made.texts_sha256 == hashlib.sha256(drawn).hexdigest()
     assert card.twin == f"{models / 'both'}, the other way"
     assert len(card.loss.gaps) == 1
 

@@ -22,6 +22,7 @@ from backgpt.evaluate import (
     FIXED_ENDINGS,
     choose,
     draw_endings,
+    draw_some,
     drawn,
     first_of_each,
     last_sentence,
@@ -234,6 +235,17 @@ def test_chosen_texts_follow_the_seed(texts: list[str]) -> None:
     assert choose(texts, 5, seed=1) == choose(texts, 5, seed=1) != choose(texts, 5, seed=2)
     assert sorted(choose(texts, 10_000, seed=1)) == sorted(texts)
     assert vocabulary_of(["The CAT"]) == set(words_of("the cat"))
+
+
+def test_texts_are_drawn_from_everywhere_in_their_order_and_fewer_are_among_more() -> None:
+    ten, fifty = (draw_some(iter(range(1000)), n, seed=1) for n in (10, 50))
+    assert ten == sorted(ten)
+    assert len({*ten}) == 10
+    assert {*ten} < {*fifty}
+    assert ten == draw_some(range(1000), 10, seed=1) != draw_some(range(1000), 10, seed=2)
+    places = [place for seed in range(200) for place in draw_some(range(40), 4, seed=seed)]
+    assert np.bincount(places, minlength=40) == pytest.approx(20, abs=15)  # 20 each, by chance
+    assert all(draw_some(range(7), n, seed=1) == list(range(7)) for n in (7, 8, None))
 
 
 @pytest.fixture

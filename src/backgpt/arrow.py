@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backgpt.api import Model, load
 from backgpt.checkpoint import checkpoints, read_checkpoint
@@ -23,9 +23,10 @@ from backgpt.config import TrainConfig, build, read_toml
 from backgpt.controls import CONTROLS, flip_dataset
 from backgpt.devices import choose_device
 from backgpt.errors import ConfigError, DataError
+from backgpt.evaluate import draw_some
 from backgpt.files import write_whole
 from backgpt.gap import TwinScores, gap_by_context, twin_loss
-from backgpt.order import Direction
+from backgpt.order import Direction, ReadingIds
 from backgpt.prepare import prepare
 from backgpt.quantize import count_parameters
 from backgpt.report import ArrowReport, Twins
@@ -38,8 +39,8 @@ from backgpt.train import train
 DATA, FLIPPED = "data", "flipped"
 CONTROL_TEXTS, CONTROL_SEED = 20_000, 0
 VALID_FRACTION = 0.02  # of the documents, where the source has no validation set
-INTERVAL_SEED = 0  # of the bootstrap
-BY_CONTEXT = 500  # texts, the first ones, on which the gap by context is measured
+SEED = 0  # of the bootstrap, and of texts that are drawn
+BY_CONTEXT = 500  # texts, drawn by the seed, on which the gap by context is measured
 DEFAULTS: dict[str, Any] = {
     "preset": "pico",
     "max_steps": 1000,
@@ -57,7 +58,7 @@ class ArrowJob:
     `source` is one of `prepare`'s or a control (see `controls`). With `flip` every document is
     read from its end, its markers exchanged: the gap then has the other sign, exactly so where no
     document is longer than the context. `settings` are those of `TrainConfig`. The gap is measured
-    on the first `limit` validation texts.
+    on `limit` of the validation texts, the same ones for all twins.
     """
 
     source: str
@@ -70,6 +71,13 @@ class ArrowJob:
     separator: str | None = None
     limit: int | None = None
     settings: Mapping[str, Any] = dataclass_field(default_factory=dict)
+
+
+class _Text(NamedTuple):
+    """The ids of a validation text, without markers, and its UTF-8 bytes."""
+
+    ids: ReadingIds
+    size: int
 
 
 def arrow(job: ArrowJob, *, report: Reporter, workers: int | None = None) -> ArrowReport:
@@ -176,32 +184,38 @@ def _measure(
     job: ArrowJob, configs: Mapping[tuple[Direction, int], TrainConfig], dataset: Dataset
 ) -> ArrowReport:
     """Score the validation texts with the last checkpoint of every twin."""
-    documents = [ids for shard in dataset.valid for ids in shard.documents()][: job.limit]
-    sizes = [int(size) for shard in dataset.valid for size in shard.document_bytes][: job.limit]
+    held_out = [
+        _Text(ids, int(size))
+        for shard in dataset.valid
+        for ids, size in zip(shard.documents(), shard.document_bytes, strict=True)
+    ]
+    texts = draw_some(held_out, job.limit, seed=SEED)
+    some = draw_some(texts, BY_CONTEXT, seed=SEED)
     folders = {key: checkpoints(config.out)[0] for key, config in configs.items()}
     models = {key: load(folder) for key, folder in folders.items()}
 
-    def scores(model: Model, n: int, context: int | None) -> list[Score]:
-        texts, bytes_of = documents[:n], sizes[:n]
-        return score_ids(model, texts, bytes_of, context=context)
+    def scores(model: Model, of: Sequence[_Text], context: int | None) -> list[Score]:
+        ids, sizes = zip(*of, strict=True)
+        return score_ids(model, ids, sizes, context=context)
 
-    def pairs(n: int, context: int | None = None) -> list[TwinScores]:
+    def pairs(of: Sequence[_Text], context: int | None = None) -> list[TwinScores]:
         return [
             TwinScores(
-                backward=scores(models["backward", seed], n, context),
-                forward=scores(models["forward", seed], n, context),
+                backward=scores(models["backward", seed], of, context),
+                forward=scores(models["forward", seed], of, context),
             )
             for seed in job.seeds
         ]
 
-    whole = pairs(len(documents))
+    whole = pairs(texts)
     most = max(score.n_tokens for score in whole[0].backward)
     first = models["backward", job.seeds[0]]
     read = read_checkpoint(folders["backward", job.seeds[0]])
-    loss = twin_loss(whole, seed=INTERVAL_SEED)
+    loss = twin_loss(whole, seed=SEED)
     return ArrowReport(
         source=job.source,
         flipped=job.flip,
+        limit=job.limit,
         parameters=count_parameters(read.model.weights),
         context=first.config.block_size,
         steps=read.step,
@@ -213,9 +227,9 @@ def _measure(
         ),
         by_context=tuple(
             gap_by_context(
-                lambda context: pairs(BY_CONTEXT, context),
+                lambda context: pairs(some, context),
                 longest=min(first.config.block_size, most),
-                seed=INTERVAL_SEED,
+                seed=SEED,
             )
         ),
     )

@@ -4,12 +4,14 @@ Takes models and held-out texts; gives figures that `card` defines. Everything f
 A word is a run of letters, whatever its case; an n-gram is n of them in a row within one text.
 """
 
+import heapq
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +38,9 @@ REPEATED = 3  # times that a 4-gram occurs in a text that counts as repeating
 MOST_DRAWS = 1000  # of hints from one text until there are all kinds that are wanted
 
 _BETWEEN_SENTENCES = re.compile(r"[.!?][\"']?\s+|\n\s*")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -277,6 +282,18 @@ def choose(texts: Sequence[str], n: int, *, seed: int) -> list[str]:
     """Return `n` of `texts`, or all if there are fewer, chosen by `seed`."""
     indices = np.random.default_rng(seed).permutation(len(texts))[:n]
     return [texts[index] for index in indices]
+
+
+def draw_some(texts: Iterable[T], n: int | None, *, seed: int) -> list[T]:
+    """Return `n` of `texts` in their order, drawn by `seed`, or all if there are not more.
+
+    They are read once, and `n` of them kept. Those of a smaller `n` are among those of a larger.
+    """
+    if n is None:
+        return list(texts)
+    random = np.random.default_rng([seed, 2])  # apart from what else is drawn by the seed
+    drawn_by = ((random.random(), place, text) for place, text in enumerate(texts))
+    return [text for _, _, text in sorted(heapq.nsmallest(n, drawn_by), key=lambda one: one[1])]
 
 
 def _score(model: Model, texts: Sequence[str]) -> tuple[float, int, int]:

@@ -63,10 +63,14 @@ class Twins(Settings):
 
 
 class ArrowReport(Settings):
-    """The arrow of time in one source of text, by small twins trained on it."""
+    """The arrow of time in one source of text, by small twins trained on it.
+
+    At most `limit` validation texts, if that was given, are drawn by a seed.
+    """
 
     source: Name
     flipped: bool
+    limit: int | None = None
     parameters: int
     context: int
     steps: int
@@ -166,15 +170,17 @@ class Made(Settings):
 class ReportCard(Settings):
     """What was measured of a backward model and its forward twin on held-out texts.
 
-    `context` is the most ids of a text that all models read at once. `unlike` says in what the
-    models differ besides direction; `trained` what the model and its twin have seen, where it is
-    known. `reranked` is empty and `bridged` is None if that was not asked for, or too few texts can
-    be used for it, as `left_out` says. All but `speed` is the same when it is measured again.
+    At most `limit` texts, if that was given, were drawn by the seed. `context` is the most ids of a
+    text that all models read at once. `unlike` says in what the models differ besides direction;
+    `trained` what the model and its twin have seen, where it is known. `reranked` is empty and
+    `bridged` is None if that was not asked for, or too few texts can be used for it, as `left_out`
+    says. All but `speed` is the same when it is measured again.
     """
 
     model: Name
     twin: Name
     data: Name
+    limit: int | None = None
     made: Made
     context: int
     unlike: tuple[str, ...] = ()

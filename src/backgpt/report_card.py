@@ -90,12 +90,14 @@ def report_card(
     names: tuple[str, str],
     data: str,
     extent: Extent,
+    limit: int | None = None,
     seed: int,
     say: Callable[[str], None] = lambda text: None,
 ) -> ReportCard:
     """Measure the first of `pairs`, a backward and a forward model; all of them for the loss.
 
-    The other pairs are the same models trained with other seeds. `say` is told what is done.
+    The other pairs are the same models trained with other seeds. `limit` says that `texts` were
+    drawn from more, if there are as many. `say` is told what is done.
     What makes them differ in more than direction or seed is told in the card. Raises UsageError
     if models do not fit each other, or were tuned on conversations; DataError if `texts` are too
     few.
@@ -172,6 +174,7 @@ def report_card(
         model=names[0],
         twin=names[1],
         data=data,
+        limit=limit,
         made=Made(
             backgpt=__version__,
             engine=repr(model.engine),

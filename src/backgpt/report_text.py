@@ -28,13 +28,14 @@ def render_card(card: ReportCard) -> str:
     lines = [
         f"# Report card: {card.model}",
         "",
-        f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts; "
-        f"context {card.context:,} tokens; seed {card.seed}. {INTERVALS}",
+        f"Backward {card.model}, forward {card.twin}; {card.data}, {card.loss.texts:,} texts"
+        f"{_drawn(card.loss, card.limit)}; context {card.context:,} tokens; seed {card.seed}. "
+        f"{INTERVALS}",
         "",
         *_trained(card.trained),
         *_unlike(card.unlike),
         *_loss(card.loss),
-        *_by_context(card.by_context),
+        *_by_context(card.by_context, card.loss),
         *_written(card),
         *_obedience(card),
         *_reranked(card.reranked),
@@ -61,8 +62,8 @@ def render_arrow(report: ArrowReport) -> str:
         "",
         f"{pairs} of twins, each of {report.parameters:,} parameters, with a context of "
         f"{report.context:,} tokens, trained for {report.steps:,} steps on "
-        f"{report.trained_tokens:,} tokens; measured on {report.loss.texts:,} validation texts. "
-        f"{INTERVALS}",
+        f"{report.trained_tokens:,} tokens; measured on {report.loss.texts:,} validation texts"
+        f"{_drawn(report.loss, report.limit)}. {INTERVALS}",
         "",
         *_loss(report.loss),
         "| seed | backward | forward | gap |",
@@ -72,9 +73,14 @@ def render_arrow(report: ArrowReport) -> str:
             for twins in report.twins
         ),
         "",
-        *_by_context(report.by_context),
+        *_by_context(report.by_context, report.loss),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _drawn(loss: TwinLoss, limit: int | None) -> str:
+    """Return how the texts were chosen, where there may be more."""
+    return ", drawn at random" if loss.texts == limit else ""
 
 
 def _trained(trained: tuple[SeenData | None, SeenData | None]) -> Iterator[str]:
@@ -124,11 +130,13 @@ def _loss(loss: TwinLoss) -> Iterator[str]:
     yield ""
 
 
-def _by_context(gaps: Sequence[ContextGap]) -> Iterator[str]:
+def _by_context(gaps: Sequence[ContextGap], of: TwinLoss) -> Iterator[str]:
     seeds = any(gap.gap_over_seeds is not None for gap in gaps)
     yield from ("## Gap by context", "")
-    yield f"{gaps[0].texts:,} texts, cut into pieces of about equal length so that no more than so"
-    yield "many tokens can be seen. What begins within a text is new to models that met whole ones."
+    drawn = f", drawn from all {of.texts:,}" if gaps[0].texts < of.texts else ""
+    yield f"{gaps[0].texts:,} texts{drawn}, cut into pieces of about equal length so"
+    yield "that no more than so many tokens can be seen. What begins within a text is new to models"
+    yield "that met whole ones."
     yield ""
     yield f"| context | backward | forward | gap |{' gap, over seeds |' if seeds else ''}"
     yield f"|---:|---:|---:|---:|{'---:|' if seeds else ''}"

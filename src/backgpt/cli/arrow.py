@@ -35,7 +35,7 @@ def arrow(
     separator: Separator = None,
     vocab_size: Annotated[int, Option(help="Ids of the tokenizer to train.")] = 2048,
     limit: Annotated[
-        int | None, Option(help="Measure on only the first so many validation texts.")
+        int | None, Option(help="Measure on only so many of the validation texts, drawn by a seed.")
     ] = None,
     config: Annotated[
         Path | None, Option(help="A TOML file with settings of train for the twins; flags win.")

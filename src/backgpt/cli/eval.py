@@ -1,7 +1,6 @@
 """`backgpt eval`: the report card of a backward model and its forward twin."""
 
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +48,7 @@ def evaluate(
     ),
     field: TextField = "text",
     separator: Separator = None,
-    limit: Annotated[int | None, Option(help="Use only the first so many texts.")] = None,
+    limit: Annotated[int | None, Option(help="Use only so many texts, drawn by the seed.")] = None,
     samples: Annotated[int, Option(help="Texts to write.")] = 200,
     endings: Annotated[int, Option(help="Endings to write them toward.")] = 40,
     hinted: Annotated[int, Option(help="Texts to draw hints from; 0 is none.")] = 200,
@@ -71,6 +70,7 @@ def evaluate(
     and speed; as Markdown, JSON and a picture.
     """
     from backgpt.datasets import open_source
+    from backgpt.evaluate import draw_some
     from backgpt.files import write_whole
     from backgpt.report_card import Extent, report_card
     from backgpt.report_plot import check_plotting, plot_card
@@ -108,12 +108,13 @@ def evaluate(
         else:
             pairs.append((model, open_twin(model, twin[number], **settings)))
     documents = open_source(data, field=field, separator=separator)
-    texts = [document.text for document in islice(documents, limit)]
+    texts = draw_some((document.text for document in documents), limit, seed=seed)
     card = report_card(
         pairs,
         texts,
         names=(models[0], twin[0] if twin else f"{models[0]}, the other way"),
         data=Path(data).name,
+        limit=limit,
         extent=extent,
         seed=seed,
         say=_say,

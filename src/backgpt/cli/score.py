@@ -64,7 +64,7 @@ def score(
     ] = None,
     field: TextField = "text",
     separator: Separator = None,
-    limit: Annotated[int | None, Option(help="Stop after so many texts.")] = None,
+    limit: Annotated[int | None, Option(help="Score only the first so many texts.")] = None,
     overlap: Annotated[
         int,
         Option(
