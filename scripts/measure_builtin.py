@@ -65,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--endings", type=int, default=40)
     parser.add_argument("--hinted", type=int, default=200, help="texts to draw hints from")
-    parser.add_argument("--limit", type=int, help="score only that many held-out texts")
     parser.add_argument("--max-new-tokens", type=int, help="of a sample; the context otherwise")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -76,8 +75,8 @@ def _measure(arguments: argparse.Namespace) -> Measures:
     texts = _read(arguments.data)
     vocabulary = vocabulary_of(_read(arguments.train))
     seed, longest = arguments.seed, arguments.max_new_tokens
-    if not 1 <= arguments.endings <= arguments.samples:
-        raise UsageError("--endings: from 1 to the number of --samples")
+    if not 1 <= arguments.endings <= arguments.samples or arguments.samples % arguments.endings:
+        raise UsageError("--samples: a multiple of the number of --endings")
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "model"
         save_model(read_model(find(arguments.model)), stored, storage="int8")
@@ -123,8 +122,7 @@ def _losses(arguments: argparse.Namespace, int8: Path, texts: Sequence[str]) -> 
         model = load(path, device=arguments.device)
         for way in [model, model.turned()] if model.language.told else [model]:
             _say(f"scoring {way.direction}, {storage}")
-            scored = texts[: arguments.limit]
-            losses.append(measure_loss(way, scored, of=_name(arguments), storage=storage))
+            losses.append(measure_loss(way, texts, of=_name(arguments), storage=storage))
     return tuple(losses)
 
 

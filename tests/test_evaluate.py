@@ -290,5 +290,6 @@ def test_the_script_measures_everything_and_again_the_same(
 
 
 def test_the_script_refuses_what_cannot_be(measure: Callable[..., Measures]) -> None:
-    with pytest.raises(SystemExit, match="--endings"):
-        measure("--samples=2")
+    for number in (0, 2, 4):  # of three endings
+        with pytest.raises(SystemExit, match="--samples: a multiple of the number of --endings"):
+            measure(f"--samples={number}")
