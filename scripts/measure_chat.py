@@ -25,7 +25,7 @@ from backgpt.builtin import find
 from backgpt.card import ChatLoss, ChatMeasures, Retrieved, ShownExchange, ShownMessage
 from backgpt.chat import MODES, Mode, Template
 from backgpt.datasets import Conversation, find_source, read_conversations
-from backgpt.errors import BackgptError, MissingExtraError, UsageError
+from backgpt.errors import BackgptError, DataError, MissingExtraError, UsageError
 from backgpt.evaluate import choose
 from backgpt.files import write_whole
 from backgpt.model_folder import read_model, save_model
@@ -100,6 +100,8 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
     seed = arguments.seed
     if not 1 < arguments.candidates <= arguments.answers:
         raise UsageError("--candidates: from 2 to the number of --answers")
+    if min(arguments.rewound, arguments.turns) < 1:
+        raise UsageError("--rewound and --turns: 1 or more")
     held_out = list(_read(arguments.data))
     longer = list(_read(arguments.conversations)) if arguments.conversations else held_out
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +111,8 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
         twin = load(arguments.twin, direction="forward") if arguments.twin else model.turned()
         pairs = choose_pairs(model, pairs_of(held_out), arguments.answers, seed=seed)
 
+        last = _last_messages(model, longer)
+
         _say("scoring")
         losses = list(_losses(model, twin, held_out, longer))
         _say("ranking")
@@ -116,7 +120,7 @@ def _measure(arguments: argparse.Namespace) -> ChatMeasures:
         _say("asking, rewinding and replying")
         asked = ask_all(model, [pair.answer for pair in pairs], seed=seed)
         questions = [text.text.strip() for text in asked]
-        transcripts = _rewound(model, longer, arguments)
+        transcripts = _rewound(model, last, arguments)
         outputs = [*questions, *(m.text for one in transcripts for m in one.messages[:-1])]
         outputs += _replies(model, pairs, max(arguments.outputs - len(outputs), 0), seed)
         leaked = leaks(outputs)
@@ -198,10 +202,8 @@ def _bm25(pairs: Sequence[Pair]) -> Matrix:
     return np.stack([retriever.get_scores(words) for words in answers]).astype(np.float64)
 
 
-def _rewound(
-    model: Model, conversations: Sequence[Conversation], arguments: argparse.Namespace
-) -> list[Transcript]:
-    """Rewind from the last messages of some conversations, those of assistants that are short."""
+def _last_messages(model: Model, conversations: Sequence[Conversation]) -> list[str]:
+    """Return the last messages that can be rewound from, those of assistants that are short."""
     longest = 2 * model.engine.block_size // 3
     last = [one.messages[-1] for one in conversations]
     texts = [
@@ -209,6 +211,13 @@ def _rewound(
         for message in last
         if message.role == "assistant" and len(model.tokenizer.encode(message.text)) <= longest
     ]
+    if not texts:
+        raise DataError("no conversation ends with a short message of an assistant")
+    return texts
+
+
+def _rewound(model: Model, texts: Sequence[str], arguments: argparse.Namespace) -> list[Transcript]:
+    """Rewind from some of `texts`."""
     return [
         transcript
         for number, text in enumerate(choose(texts, arguments.rewound, seed=arguments.seed))

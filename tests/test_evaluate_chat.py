@@ -269,6 +269,36 @@ def test_without_the_extra_dev_a_script_shows_its_help_and_says_what_it_needs(
             runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--candidates=1"], "--candidates: from 2"),
+        (["--rewound=0"], "--rewound and --turns: 1 or more"),
+        (["--turns=0"], "--rewound and --turns: 1 or more"),
+        (["--conversations=asked.jsonl"], "no conversation ends with a short message"),
+    ],
+)
+def test_the_script_refuses_what_cannot_be_before_the_work(
+    folder: Path,
+    tmp_path: Path,
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("bm25s")
+    monkeypatch.chdir(tmp_path)
+    lines = [{"instruction": one.question, "response": one.answer} for one in PAIRS]
+    Path("valid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = [{"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "No."}]
+    Path("asked.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    given = ["--data=valid.jsonl", "--out=out.json", "--answers=4", "--candidates=2", *options]
+    monkeypatch.setattr(sys, "argv", ["measure_chat.py", str(folder), *given])
+    with pytest.raises(SystemExit, match=words):
+        runpy.run_path(str(SCRIPTS / "measure_chat.py"), run_name="__main__")
+    assert "scoring" not in capsys.readouterr().err
+
+
 def test_the_script_measures_and_the_card_shows_it(
     folder: Path,
     tmp_path: Path,
