@@ -11,8 +11,8 @@ from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranke
 INTERVALS = (
     "Figures in brackets are intervals of 95 %: over documents (bootstrap; of shares Wilson's) "
     "unless they are said to be over seeds (Student's t). The bootstrap's are too narrow "
-    "where documents are few: of 2 they hold the truth in half of all cases, of 5 in 84 %, of 10 "
-    "in 90 %, of 20 in 92 %."
+    "where documents are few: of 2 they hold the truth in half of all cases, of 3 in 75 %, of 5 "
+    "in 91 %."
 )
 
 _METHODS = {
