@@ -1,11 +1,12 @@
 """The chat template: golden rows of each mode and twin, what is cut, and what never can be."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from backgpt.chat import LEAST_GIVEN, Exchange, Template
+from backgpt.chat import HINT_CONTROLS, LEAST_GIVEN, Exchange, Template
 from backgpt.datasets import Conversation
 from backgpt.errors import DataError, UsageError
 from backgpt.language import Language
@@ -215,6 +216,25 @@ def test_too_long_a_context_is_shortened_first_and_left_out_if_little_remains(
     without = only(made, talk, most=len(shorter.written) + LEAST_GIVEN + 4)
     assert without is not None
     assert shown(made, without.given) == "<|end|> Because of it. <|assistant|>"
+
+
+def test_what_is_given_is_shortened_to_sixteen_ids_and_not_further(tokenizer: Tokenizer) -> None:
+    made = template(tokenizer)
+    words = " ".join(f"word{n}" for n in range(100))
+    n_written = len(made.turns([Message("user", "Why?")])) + 1
+    answer = only(made, conversation("Why?", words), most=n_written + 16)
+    assert answer is not None
+    assert len(answer.given) == 16
+    assert only(made, conversation("Why?", words), most=n_written + 15) is None
+
+    talk = conversation("Why?", "So.", context="rain " * 200)
+    whole = only(made, replace(talk, context=""), most=200)
+    assert whole is not None
+    least = len(whole.given) + len(whole.written) + HINT_CONTROLS + 16
+    for most, n_context in ((least, HINT_CONTROLS + 16), (least - 1, 0)):
+        row = only(made, talk, most=most)
+        assert row is not None
+        assert len(row.given) == len(whole.given) + n_context
 
 
 def test_a_twin_is_not_tuned_on_questions_that_a_context_pushed_out(tokenizer: Tokenizer) -> None:
