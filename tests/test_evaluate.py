@@ -187,6 +187,7 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
     texts: list[str], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[dict[str, object]] = []
+    seeds: list[list[int]] = []
     prompt = Model.prompt
 
     def asked(self: Model, ending: str, **options: object) -> Prompt:
@@ -195,6 +196,7 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
 
     def written(engine: Engine, jobs: Sequence[Job]) -> list[list[Text]]:
         texts = collect_all(engine, jobs)
+        seeds.append([text.seed for [text] in texts])
         return [
             [replace(text, text=f"{request['opening']} and so on.")]
             for [text], request in zip(texts, given, strict=True)
@@ -215,6 +217,7 @@ def test_obedience_is_counted_by_kind_and_unasked_hints_are_kept_back(
     assert result["opening"].asked == 6
     assert result["opening"].obeyed == 0
     assert all(not request["opening"] and not request["words"] for request in given)
+    assert seeds == [[1, 2, 3, 4, 5, 6]] * 2
 
 
 def test_hints_that_are_given_and_those_kept_back_are_not_mixed_up(
