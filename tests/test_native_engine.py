@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -403,6 +405,23 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
     with pytest.raises(CorruptFileError, match=message) as caught:
         NativeEngine(SMALL, weights)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_of_an_engine_runs_while_another_thread_is_in_it() -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL))
+    ids = some_ids(SMALL, 3)
+    [row], _ = engine.prefill(ids)
+    asked: list[Callable[[], object]] = [
+        lambda: engine.cache_bytes,
+        lambda: engine.prefill(ids),
+        lambda: engine.step([row], [1]),
+        lambda: engine.score([ids]),
+        lambda: engine.release([row]),
+    ]
+    with ThreadPoolExecutor(len(asked)) as threads, engine.lock:
+        waiting = [threads.submit(one) for one in asked]
+        done, _ = wait(waiting, timeout=0.2)
+        assert not done
 
 
 def test_truncated_scales_are_refused() -> None:
