@@ -23,8 +23,12 @@ def model(tokenizer: Tokenizer) -> Model:
 
 
 @pytest.fixture(scope="module")
-def address(model: Model, tokenizer: Tokenizer) -> Iterator[str]:
-    plain = tiny_model(tokenizer, told=False, hints=False)
+def plain(tokenizer: Tokenizer) -> Model:
+    return tiny_model(tokenizer, told=False, hints=False)
+
+
+@pytest.fixture(scope="module")
+def address(model: Model, plain: Model, tokenizer: Tokenizer) -> Iterator[str]:
     forward = tiny_model(tokenizer, told=False, direction="forward")
     with serving(catalog_of(model, plain=plain, forward=forward)) as address:
         yield address
@@ -228,6 +232,13 @@ def test_a_name_that_says_the_way_is_taken_wherever_a_name_is(address: str) -> N
         ways = [way for way in ("backward", "forward") if text.get(way)]
         assert len(ways) == told
         assert ":" not in name or ways == [name.partition(":")[2]]
+
+
+def test_a_name_of_its_own_that_looks_like_a_way_is_that_models(model: Model, plain: Model) -> None:
+    catalog = catalog_of(model, **{"plain": plain, "plain:forward": model})
+    assert catalog.direction_in("plain:forward") is None
+    assert catalog.for_text("plain:forward") == ("plain:forward", model)
+    assert catalog.direction_in("plain:forward:forward") == "forward"
 
 
 def test_metrics_count_what_was_done_and_hold_no_text(address: str) -> None:
