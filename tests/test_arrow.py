@@ -17,6 +17,7 @@ from backgpt.errors import ConfigError, DataError, StoppedError, UsageError
 from backgpt.evaluate import draw_some
 from backgpt.gap import TwinScores, twin_loss
 from backgpt.report import ArrowReport
+from backgpt.report_card import made_of
 from backgpt.run_folder import read_metrics
 from backgpt.score import score_ids
 from backgpt.shards import open_dataset
@@ -106,14 +107,17 @@ def test_the_intervals_are_those_of_the_validation_texts(
     measured: tuple[Path, ArrowReport],
 ) -> None:
     out, report = measured
-    [shard] = open_dataset(out / "data").valid
+    dataset = open_dataset(out / "data")
+    [shard] = dataset.valid
     documents, sizes = list(shard.documents()), shard.document_bytes.tolist()
     pairs = []
     for seed in (1, 2):
         both = (backgpt.load(out / f"runs/{way}-{seed}") for way in ("backward", "forward"))
         scored = (score_ids(one, documents, sizes) for one in both)
         pairs.append(TwinScores(*scored))
-    assert report.loss == twin_loss(pairs, seed=arrow_module.SEED)
+    assert report.loss == twin_loss(pairs, seed=report.seed)
+    texts = [dataset.tokenizer.decode(ids) for ids in documents]
+    assert report.made == made_of(backgpt.load(out / "runs/backward-1"), texts)
     assert report.loss.texts == len(documents) > 2
     longest = max(map(len, documents)) + 1
     assert 32 < longest <= TINY["block_size"]  # nothing is cut: see the flipped texts

@@ -101,6 +101,8 @@ def test_a_card_tells_code_engine_and_texts(
     assert card.made.texts_sha256 == hashlib.sha256(texts).hexdigest()
     assert f"backgpt {backgpt.__version__} and {card.made.engine}; " in render_card(card)
     assert card.made.texts_sha256[:12] in render_card(card)
+    assert "nats per token" in card.made.figures
+    assert "intervals of 95 %" in card.made.figures
 
 
 @pytest.mark.slow
@@ -253,6 +255,8 @@ def test_an_arrow_is_rendered_with_each_pair_and_named_intervals(card: ReportCar
     report = ArrowReport(
         source="some texts",
         flipped=True,
+        made=card.made,
+        seed=0,
         parameters=1_234_567,
         context=256,
         steps=1000,
@@ -267,6 +271,7 @@ def test_an_arrow_is_rendered_with_each_pair_and_named_intervals(card: ReportCar
     assert "| 7 | 2.5000 | 2.2500 | +0.2500 |" in text
     assert "40 validation texts" in text
     assert "one pair: another seed may move it" in text
+    assert text.endswith(f"the texts have the SHA-256 `{card.made.texts_sha256[:12]}`.\n")
     several = loss.model_copy(update={"gap_over_seeds": Estimate(value=0.2, low=0.1, high=0.3)})
     assert "one pair" not in render_arrow(report.model_copy(update={"loss": several}))
     assert plot_arrow(report) == plot_arrow(report)

@@ -30,6 +30,7 @@ from backgpt.order import Direction, ReadingIds
 from backgpt.prepare import prepare
 from backgpt.quantize import count_parameters
 from backgpt.report import ArrowReport, Twins
+from backgpt.report_card import made_of
 from backgpt.run import Reporter
 from backgpt.run_folder import SETTINGS, check_same_run
 from backgpt.score import Score, score_ids
@@ -216,6 +217,8 @@ def _measure(
         source=job.source,
         flipped=job.flip,
         limit=job.limit,
+        made=made_of(first, [first.tokenizer.decode(text.ids) for text in texts]),
+        seed=SEED,
         parameters=count_parameters(read.model.weights),
         context=first.config.block_size,
         steps=read.step,

@@ -19,6 +19,24 @@ from backgpt.model_folder import SeenData
 Name = Annotated[str, AfterValidator(printable)]
 """Of a model or a file, which may hold what cannot be written."""
 
+FIGURES = (
+    "losses, gaps and surprise in nats per token, *_bpb in bits per byte, shares and gains of 1, "
+    "speed in tokens per second; low and high are the bounds of intervals of 95 %"
+)
+
+
+class Made(Settings):
+    """What another run of the same code has to have for the same figures.
+
+    `engine` is that of the first model, and the numbers it computes in; `texts_sha256` is of the
+    held-out texts as UTF-8, with a NUL between them. `figures` says what the others are in.
+    """
+
+    backgpt: str
+    engine: str
+    texts_sha256: str
+    figures: str = FIGURES
+
 
 class TwinLoss(Settings):
     """What twins lose on the same texts; intervals are over documents.
@@ -65,12 +83,15 @@ class Twins(Settings):
 class ArrowReport(Settings):
     """The arrow of time in one source of text, by small twins trained on it.
 
-    At most `limit` validation texts, if that was given, are drawn by a seed.
+    At most `limit` validation texts, if that was given, are drawn by `seed`, which is not one of
+    those that twins are trained with.
     """
 
     source: Name
     flipped: bool
     limit: int | None = None
+    made: Made
+    seed: int
     parameters: int
     context: int
     steps: int
@@ -153,18 +174,6 @@ class Speed(Settings):
     one_stream: float
     eight_streams: float
     scored: float
-
-
-class Made(Settings):
-    """What another run of the same code has to have for the same figures.
-
-    `engine` is that of the first model, and the numbers it computes in; `texts_sha256` is of the
-    held-out texts as UTF-8, with a NUL between them.
-    """
-
-    backgpt: str
-    engine: str
-    texts_sha256: str
 
 
 class ReportCard(Settings):

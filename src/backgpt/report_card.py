@@ -175,11 +175,7 @@ def report_card(
         twin=names[1],
         data=data,
         limit=limit,
-        made=Made(
-            backgpt=__version__,
-            engine=repr(model.engine),
-            texts_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        ),
+        made=made_of(model, texts),
         context=context,
         unlike=unlike(*pairs),
         trained=(model.trained, twin.trained),
@@ -205,6 +201,15 @@ def report_card(
         bridged=bridged,
         left_out=tuple(left_out),
         speed=measure_speed(model, written_toward),
+    )
+
+
+def made_of(model: Model, texts: Sequence[str]) -> Made:
+    """Return what the figures of `model`, and of others, on `texts` were made with."""
+    return Made(
+        backgpt=__version__,
+        engine=repr(model.engine),
+        texts_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
     )
 
 

@@ -6,7 +6,7 @@ from backgpt.bridge import ACROSS
 from backgpt.card_text import share_of, statistics_rows
 from backgpt.intervals import Estimate
 from backgpt.model_folder import SeenData
-from backgpt.report import ArrowReport, Bridged, ContextGap, ReportCard, Reranked, TwinLoss
+from backgpt.report import ArrowReport, Bridged, ContextGap, Made, ReportCard, Reranked, TwinLoss
 
 INTERVALS = (
     "Figures in brackets are intervals of 95 %: over documents (bootstrap; of shares Wilson's) "
@@ -47,8 +47,7 @@ def render_card(card: ReportCard) -> str:
         f"{card.speed.eight_streams:,.0f} writing eight together, "
         f"{card.speed.scored:,.0f} scoring.",
         "",
-        f"Made with backgpt {card.made.backgpt} and {card.made.engine}; the texts have the SHA-256 "
-        f"`{card.made.texts_sha256[:12]}`.",
+        _made(card.made),
     ]
     return "\n".join(lines) + "\n"
 
@@ -74,8 +73,16 @@ def render_arrow(report: ArrowReport) -> str:
         ),
         "",
         *_by_context(report.by_context, report.loss),
+        _made(report.made),
     ]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _made(made: Made) -> str:
+    return (
+        f"Made with backgpt {made.backgpt} and {made.engine}; the texts have the SHA-256 "
+        f"`{made.texts_sha256[:12]}`."
+    )
 
 
 def _drawn(loss: TwinLoss, limit: int | None) -> str:
