@@ -1,7 +1,7 @@
 """The report card: what a model's texts are like, and whether it does as it is told.
 
 Takes models and held-out texts; gives figures that `card` defines. Everything follows from a seed.
-A word is a run of letters, whatever its case; an n-gram is n of them in a row within one text.
+Words are those of `words_of`, whatever their case; an n-gram is n of them in a row within one text.
 """
 
 import heapq
