@@ -34,7 +34,13 @@ def prepare(
     valid: Annotated[
         list[str] | None, Option(help="A source to validate on, instead of a split by hash.")
     ] = None,
-    valid_fraction: Annotated[float, Option(help="Share of documents held out, by hash.")] = 0.01,
+    valid_fraction: Annotated[
+        float,
+        Option(
+            help="Share of documents held out, by the hash of each. Where documents are pieces of "
+            "books, most books then are on both sides: hold some out with --valid."
+        ),
+    ] = 0.01,
     field: TextField = "text",
     separator: Separator = None,
     workers: Annotated[int | None, Option(help="Processes; one for each core otherwise.")] = None,
