@@ -111,7 +111,7 @@ def test_an_ending_that_begins_with_a_closing_mark_has_no_space_in_front(
     for ending in (", and it ran home.", "?", '!" she said.'):
         prompt = lang.prompt(ending, at_edge=True)
         engine = script(tokenizer, [*written, tokenizer.start_id], len(prompt.ids))
-        [text] = collect(engine, lang, prompt, sampling=GREEDY)
+        [text] = collect(engine, Job(lang, prompt, sampling=GREEDY))
         assert text.text == f"Once there was a fox{ending}"
 
 

@@ -234,7 +234,7 @@ class _Cutting:
         if self._leftward:
             if self._opening.endswith((" ", "\n")):
                 places = [place for place in places if self._bytes(place).startswith(b" ")]
-            elif self._language.leftward and _OPEN_EDGE.search(self._opening):
+            elif self._language.ids_leftward and _OPEN_EDGE.search(self._opening):
                 places = self._behind_opening_quotes() or places
             return places or [last]
         if self._text.finish_reason == "stop":  # otherwise the last word may not be whole

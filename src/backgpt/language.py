@@ -108,8 +108,8 @@ class Language:
         return (end, start) if self.direction == "backward" else (start, end)
 
     @property
-    def by_id(self) -> bool:
-        """Whether each id arrives alone and stands to the left of the one before."""
+    def ids_leftward(self) -> bool:
+        """Whether each id stands to the left of the one before; in the word unit only words do."""
         return self.direction == "backward" and self.unit == "token"
 
     @property

@@ -216,7 +216,7 @@ def ids_apart(language: Language, text_ids: npt.NDArray[np.int64]) -> npt.NDArra
     Leftward the last id alone says it, for all of them, (1,); rightward each of them for itself.
     """
     joins_left = language.tokenizer.joins_left
-    return ~(joins_left[text_ids[-1:]] if language.by_id else joins_left)
+    return ~(joins_left[text_ids[-1:]] if language.ids_leftward else joins_left)
 
 
 def barred_ids(language: Language, prompt: Prompt) -> tuple[Floats, Floats]:

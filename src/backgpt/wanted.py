@@ -42,7 +42,7 @@ class Wanted(ABC):
     def __init__(self, language: Language, prompt: Prompt) -> None:
         self._bytes = language.tokenizer.token_bytes
         self._starts_group = language.tokenizer.starts_group
-        self._by_id = language.by_id
+        self._ids_leftward = language.ids_leftward
         self._backward = language.direction == "backward"
         self._group = b""
         for id_ in prompt.ids[prompt.n_first :].tolist():
@@ -55,12 +55,12 @@ class Wanted(ABC):
     def take(self, id_: int) -> None:
         """Take the id that was drawn."""
         data, starts = self._bytes[id_], bool(self._starts_group[id_])
-        if self._by_id:
+        if self._ids_leftward:
             self._group = data + self._group
         if starts:
             self._end_group(_text(self._group))
             self._group = b""
-        if not self._by_id:
+        if not self._ids_leftward:
             self._group += data
 
     @abstractmethod
@@ -114,7 +114,7 @@ class WantedWords(Wanted):
     def _may_begin(self) -> list[_Spelling]:
         """Return the spellings that may begin here, of words that are not just being written."""
         group = _text(self._group).lower()
-        if self._by_id and joins_left(group):
+        if self._ids_leftward and joins_left(group):
             return []
         written = "".join(self._with_last(group))
         return [
