@@ -338,13 +338,13 @@ class Run:
         """Return how the run ended."""
         evaluations = [r for r in run_folder.read_metrics(self.config.out) if "valid_loss" in r]
         last = evaluations[-1] if evaluations else {}
-        losses = {r["step"]: r["valid_loss"] for r in reversed(evaluations)}
+        best = min(self._valid_losses().items(), key=lambda one: (one[1], -one[0]), default=None)
         return RunResult(
             run=self.config.out,
             step=self.max_steps,
             valid_loss=last.get("valid_loss"),
             valid_bpb=last.get("valid_bpb"),
-            best=min(losses.items(), key=lambda item: item[1], default=None),
+            best=best,
         )
 
     def evaluates_at(self, done: int) -> bool:
