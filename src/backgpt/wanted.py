@@ -5,8 +5,9 @@ Takes what is wanted and the ids as they are drawn; adds to logits. Small models
 is wanted comes true where the model likes it best, and what does not fit at all stays unlikely.
 
 - Words are likelier than the model finds them until the text has them: a bias on the ids that a
-  missing word goes on with, wherever it could stand. (Keyword bias as in Pascual et al. 2021, "A
-  Plug-and-Play Method for Controlled Text Generation", without likenesses between words.)
+  missing word goes on with, wherever it could stand but directly beside another that is wanted: it
+  would draw all of them there. (Keyword bias as in Pascual et al. 2021, "A Plug-and-Play Method for
+  Controlled Text Generation", without likenesses between words.)
 - The text's edge is less likely while it is too short, and likelier as it gets too long, where a
   sentence ends there, or begins for a model that writes leftward.
 """
@@ -83,6 +84,9 @@ class WantedWords(Wanted):
 
     def __init__(self, language: Language, prompt: Prompt) -> None:
         self._missing = {word: _spellings(language, word) for word in prompt.words}
+        growing = 0 if language.direction == "backward" else -1
+        self._edges = {word.split()[growing] for word in prompt.words}
+        self._last = ""  # word that is whole
         self._n_before = max(len(word.split()) for word in prompt.words) - 1
         self._before: tuple[str, ...] = ()  # words that several which follow each other may end in
         self._begun: list[tuple[_Spelling, int]] = []  # with how many of its ids are drawn
@@ -116,6 +120,9 @@ class WantedWords(Wanted):
         group = _text(self._group).lower()
         if self._ids_leftward and joins_left(group):
             return []
+        whole = self._last if self._ids_leftward and not group.strip() else group
+        if self._is_wanted_edge(whole.strip()):
+            return []
         written = "".join(self._with_last(group))
         return [
             one
@@ -124,7 +131,13 @@ class WantedWords(Wanted):
             for one in spellings
         ]
 
+    def _is_wanted_edge(self, group: str) -> bool:
+        """Return whether a wanted word is what the next one would stand directly beside."""
+        edge = group[:1] if self._backward else group[-1:]
+        return edge.isalnum() and any(occurs(word, group) for word in self._edges)
+
     def _end_group(self, group: str) -> None:
+        self._last = group.lower() if group.strip() else self._last
         last = self._with_last(group.lower())
         if self._before and not group.strip():  # more white space between two words
             if self._backward:
@@ -182,13 +195,14 @@ class WantedLength(Wanted):
 
 
 def _spellings(language: Language, word: str) -> tuple[_Spelling, ...]:
-    """Return how a word is spelled: as it is, in lower case and with a capital.
+    """Return how a word is spelled: as it is and, unless that is a name, with a capital or without.
 
-    A name of several words is only spelled as it is, and an apostrophe straight, as in training.
+    A name is what has a capital, but not one word all in capitals. An apostrophe is straight, as in
+    training.
     """
     word = straight(word)
     spelled = {word: None}
-    if all(later == later.lower() for later in word.split()[1:]):
+    if word == word.lower() or (word == word.upper() and not word.split()[1:]):
         spelled |= dict.fromkeys((word.lower(), word[:1].upper() + word[1:].lower()))
     same = [one for one in spelled if occurs(word, one.lower())]  # the capital of ß is SS
     return tuple(_spelling(language, one) for one in same)
