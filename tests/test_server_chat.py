@@ -71,6 +71,17 @@ def test_what_is_given_is_the_end_of_the_conversation(address: str, model: Model
     assert choice["message"]["content"] == text.text
 
 
+def test_a_client_of_ordinary_chats_answers_again_and_again(address: str) -> None:
+    chat = said("Home.", "Where to?", "It ran.", last="user")
+    read = said("It ran.", "Where to?", "Home.")
+    for system in ([], [{"role": "system", "content": "Animals."}]):
+        answer = post(address, PATH, messages=[*system, *chat], **FREE).json()
+        assert (
+            answer["choices"]
+            == post(address, PATH, messages=[*system, *read], **FREE).json()["choices"]
+        )
+
+
 @pytest.mark.parametrize("mode", ["ask", "reply"])
 def test_a_context_or_a_system_message_says_what_it_is_about(
     address: str, model: Model, mode: str

@@ -250,8 +250,8 @@ class _Answer:
 def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
     """Return what a chat is about and its messages. Raises ApiError if they are none.
 
-    A system message says what it is about. What is said alone is an answer, whoever says it, for
-    the model asks; a question for the mode `reply`.
+    A system message says what it is about. A client of ordinary chats sends a user's message, what
+    the model said to it, and so on: in the mode `ask` these are answers, and the questions to them.
     """
     messages = [one.message for one in asked.messages]
     context = asked.backgpt.context
@@ -266,16 +266,28 @@ def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
             "in front of them, or a context",
             param="messages",
         )
-    if mode == "ask" and len(messages) == 1:
-        return context, [Message("assistant", messages[0].text)]
     if mode == "reply" and roles != ["user"]:
         raise ApiError(400, "the mode reply takes one message, the user's", param="messages")
     if not take_turns(messages):
         raise ApiError(400, "users and assistants take turns: so must messages", param="messages")
-    if mode == "ask" and roles[0] != "assistant":
-        raise ApiError(
-            400,
-            "in the mode ask the first message is an assistant's, the answer to what is asked",
-            param="messages",
-        )
+    if mode == "ask" and roles[0] == "user":
+        if roles[-1] != "user":
+            raise ApiError(
+                400,
+                "in the mode ask the first message is an assistant's, the answer to what is asked, "
+                "or the first and the last are a user's, answers in the order they were given in",
+                param="messages",
+            )
+        return context, _as_it_was_asked(messages)
     return context, messages
+
+
+def _as_it_was_asked(chat: Sequence[Message]) -> list[Message]:
+    """Return a chat of answers and the questions to them as the conversation it has become.
+
+    Each message was put in front of those before it.
+    """
+    conversation: list[Message] = []
+    for message in chat:
+        conversation.insert(0, Message(other_role(message.role), message.text))
+    return conversation
