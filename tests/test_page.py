@@ -1469,32 +1469,7 @@ def test_one_line_says_that_words_can_be_pressed_until_one_was(
     expect(tip).to_be_hidden()
 
 
-@pytest.mark.parametrize("context", ["", "It is so. " * 30])
-def test_a_long_conversation_goes_on_from_its_newest_messages(
-    server: Scripted, visit: Callable[[str], Any], context: str
-) -> None:
-    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Why?"), "[DONE]"])]
-    page = visit(server.address + "#/backchat")
-    fill_hidden(page, "#say [name=context]", context)
-    answers = [f"{number} is so. " + "It is so. " * 29 for number in range(4)]
-    for answer in answers:
-        page.fill("#message", answer)
-        page.click("#chat-send")
-        expect(page.locator("#message")).to_have_value("")
-    expect(page.locator("#exchanges .lines")).to_have_count(8)
-    [*_, before, last] = [
-        [message["content"] for message in body["messages"]]
-        for body in server.bodies("/v1/chat/completions")
-    ]
-    oldest, second, third, newest = (answer.strip() for answer in answers)
-    told = [newest, "Why?", third] if context else [newest, "Why?", third, "Why?", second]
-    assert last == told
-    assert before == [third, "Why?", second, *([] if context else ["Why?", oldest])]
-    status = page.locator("#chat-status")
-    expect(status).to_have_text(re.compile(f"it read the newest {len(told)} of 7 messages"))
-
-
-def test_a_conversation_about_something_else_goes_on_from_nothing_before_it(
+def test_each_question_is_asked_for_its_answer_alone(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     server.answers["/v1/chat/completions"] = [Answer(events=[*said("Why?"), "[DONE]"])]
@@ -1509,32 +1484,25 @@ def test_a_conversation_about_something_else_goes_on_from_nothing_before_it(
         [message["content"] for message in body["messages"]]
         for body in server.bodies("/v1/chat/completions")
     ]
-    assert told == [["One."], ["Two."], ["Three.", "Why?", "Two."]]
+    assert told == [["One."], ["Two."], ["Three."]]
 
 
-def test_a_conversation_that_is_refused_for_its_length_is_told_without_its_oldest_messages(
+def test_an_answer_that_is_refused_for_its_length_stays_in_the_field(
     server: Scripted, visit: Callable[[str], Any]
 ) -> None:
     line = "the given text is 635 ids long, the model reads at most 512: give a shorter one"
     refused = Answer({"error": {"message": line, "code": "context_length_exceeded"}}, 400)
     asked = Answer(events=[*said("Why?"), "[DONE]"])
-    server.answers["/v1/chat/completions"] = [asked, asked, refused, refused, asked, refused]
+    server.answers["/v1/chat/completions"] = [asked, refused]
     page = visit(server.address + "#/backchat")
-    for answer in ("One.", "Two.", "Three."):
-        page.fill("#message", answer)
-        page.click("#chat-send")
-        expect(page.locator("#message")).to_have_value("")
-    bodies = server.bodies("/v1/chat/completions")
-    assert [len(body["messages"]) for body in bodies] == [1, 3, 5, 3, 1]
-    status = page.locator("#chat-status")
-    expect(status).to_have_text(re.compile("it read the newest 1 of 5 messages"))
-    expect(page.get_by_role("alert")).to_be_hidden()
-    page.fill("#message", "Four.")
+    page.fill("#message", "One.")
+    page.click("#chat-send")
+    expect(page.locator("#message")).to_have_value("")
+    page.fill("#message", "Two.")
     page.click("#chat-send")
     expect(page.get_by_role("alert")).to_have_text(line)
-    expect(page.locator("#message")).to_have_value("Four.")
-    told = ["Why?", "Three.", "Why?", "Two.", "Why?", "One."]
-    expect(page.locator("#exchanges .lines")).to_have_text(told)
+    expect(page.locator("#message")).to_have_value("Two.")
+    expect(page.locator("#exchanges .lines")).to_have_text(["Why?", "One."])
     page.click("#new-chat")
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -2139,21 +2107,6 @@ def test_the_page_asks_what_the_model_asks(
     [question] = model.ask(answer, seed=5)
     lines = page.locator("#exchanges .lines")
     assert lines.all_text_contents() == [question.text, answer]
-
-
-def test_a_conversation_goes_on_when_the_server_says_that_it_is_too_long(
-    real_address: str, visit: Callable[[str], Any]
-) -> None:
-    page = visit(real_address + "#/backchat")
-    fill_hidden(page, "#say [name=seed]", "5")
-    answer = "dGhpcyBpcyBhIHRlc3Qgc3RyaW5n" * 15  # of many more ids than words have
-    for _ in range(2):
-        page.fill("#message", answer)
-        page.click("#chat-send")
-        expect(page.locator("#message")).to_have_value("")
-    status = page.locator("#chat-status")
-    expect(status).to_have_text("seed 5 · it read the newest 1 of 3 messages")
-    expect(page.locator("#exchanges .said")).to_have_count(2)
 
 
 def test_no_file_of_the_page_sets_html_or_is_long() -> None:

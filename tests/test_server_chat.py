@@ -73,13 +73,10 @@ def test_what_is_given_is_the_end_of_the_conversation(address: str, model: Model
 
 def test_a_client_of_ordinary_chats_answers_again_and_again(address: str) -> None:
     chat = said("Home.", "Where to?", "It ran.", last="user")
-    read = said("It ran.", "Where to?", "Home.")
     for system in ([], [{"role": "system", "content": "Animals."}]):
         answer = post(address, PATH, messages=[*system, *chat], **FREE).json()
-        assert (
-            answer["choices"]
-            == post(address, PATH, messages=[*system, *read], **FREE).json()["choices"]
-        )
+        alone = post(address, PATH, messages=[*system, *said("It ran.")], **FREE).json()
+        assert answer["choices"] == alone["choices"]
 
 
 @pytest.mark.parametrize("mode", ["ask", "reply"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backgpt.api import Model
-from backgpt.chat import MODES, Mode, Template
+from backgpt.chat import MODES, Mode
 from backgpt.datasets import read_conversations
 from backgpt.engine import FloatArray
 from backgpt.engine.torch_engine import TorchEngine
@@ -110,12 +110,25 @@ def test_the_ids_of_a_conversation_are_only_appended_to(tokenizer: Tokenizer, un
     assert n_controls == 2 + 1 + 2 * len(ANSWERS)  # the context's, the end, a tag a message
 
 
+def test_each_question_is_written_to_its_answer_alone(tokenizer: Tokenizer) -> None:
+    session = session_of(tokenizer, context="It rained.")
+    for answer in ANSWERS:
+        list(session.say(answer))
+        [question] = session.model.ask(
+            answer,
+            context="It rained.",
+            sampling=FREE,
+            max_new_tokens=session.max_new_tokens,
+            seed=session.talks[0].said[-1].seed,
+        )
+        assert session.transcript[0].text == question.text
+
+
 def test_what_is_read_is_the_saved_ids_and_the_next_probabilities_are_the_live_ones(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     session = session_of(tokenizer, context="It rained.", max_new_tokens=None)
-    for answer in ANSWERS:
-        list(session.say(answer))
+    list(session.say(ANSWERS[0]))
     engine = session.model.engine
     assert isinstance(engine, Chatty)
     live, read = engine.logits.reshape(-1), engine.read
@@ -284,70 +297,6 @@ def test_a_stopped_retry_keeps_the_exchange_it_was_to_replace(tokenizer: Tokeniz
     list(session.retry())
     assert len(session.transcript) == 2
     assert session.talks[0].said[0].seed == 3
-
-
-def test_a_full_context_leaves_out_the_far_end_and_says_so_once(tokenizer: Tokenizer) -> None:
-    notices: list[str] = []
-    model = model_of(tokenizer, block_size=64)
-    session = Session(
-        model, context="It rained.", sampling=FREE, max_new_tokens=10, seed=1, notice=notices.append
-    )
-    engine = model.engine
-    assert isinstance(engine, Chatty)
-    hint = Template(model.language).before([Message("assistant", "x")], context="It rained.").ids
-    n_hint = hint.tolist().index(tokenizer.end_id)
-    whole = 0
-    for number in range(12):
-        list(session.say(f"Answer number {number}."))
-        cut = bool(notices) and "beginning is missing" in notices[-1]
-        notices[:] = [notice for notice in notices if "beginning" not in notice]
-        ids = session.talks[0].ids.tolist()
-        assert len(engine.read) <= 64
-        assert engine.read[:n_hint] == ids[:n_hint]
-        if tokenizer.end_id in engine.read:
-            whole += 1
-            continue
-        tail = engine.read[n_hint:]
-        unread = 2 if cut else 1  # the tag, and the id before it if cut there
-        place = len(ids) - unread - len(tail)
-        assert ids[place:-unread] == tail
-        assert ids[place - 1] < len(SPECIAL_TOKENS)  # a tag: whole messages are left out
-    assert 0 < whole < 12
-    assert len(session.talks) == 1
-    assert len(session.transcript) == 24
-    assert len(notices) == 1
-    assert "no longer read" in notices[0]
-
-
-def test_a_conversation_is_read_as_long_as_it_leaves_the_room_to_write(
-    tokenizer: Tokenizer,
-) -> None:
-    model = model_of(tokenizer, block_size=64)
-    template, most = Template(model.language), 64 + 1 - 10
-    lengths = set()
-    for n_words in range(10, 46):
-        notices: list[str] = []
-        session = Session(model, sampling=FREE, max_new_tokens=10, seed=1, notice=notices.append)
-        list(session.say("A."))
-        message = Message("assistant", "so " * n_words + "it is.")
-        length = len(session.talks[0].ids) + len(template.turns([message]))
-        notices.clear()
-        list(session.say(message.text))
-        assert any("no longer read" in notice for notice in notices) == (length > most)
-        lengths.add(length)
-    assert {most, most + 1} <= lengths
-
-
-def test_of_each_conversation_that_grows_too_long_it_is_said(tokenizer: Tokenizer) -> None:
-    notices: list[str] = []
-    model = model_of(tokenizer, block_size=64)
-    session = Session(model, sampling=FREE, max_new_tokens=10, seed=1, notice=notices.append)
-    for number in (1, 2):
-        for answer in range(12):
-            list(session.say(f"Answer number {answer}."))
-        assert len([notice for notice in notices if "no longer read" in notice]) == number
-        while session.talks:
-            session.undo()
 
 
 def test_a_message_cut_by_its_limit_is_kept_and_closed(tokenizer: Tokenizer) -> None:

@@ -1,9 +1,9 @@
 """One chat with a backward model: exchanges, each streamed, that can be retried, undone and saved.
 
 You answer, it asks, and the conversation grows toward its beginning: what you say next stands in
-front of what was said before. A conversation is one list of ids in model order, to which exchanges
-append; everything shown is made from it, for a model does not always write the byte pairs that an
-encoder would choose.
+front of what was said before, and its question is written to it alone. A conversation is one list
+of ids in model order, to which exchanges append; everything shown is made from it, for a model does
+not always write the byte pairs that an encoder would choose.
 
     ask     <|end|> your answer <|assistant|> its question <|user|> your next answer <|assistant|> …
     rewind  <|end|> your last message <|assistant|> what came before, message by message …
@@ -23,7 +23,7 @@ from backgpt.chat import MODES, Mode, Template
 from backgpt.errors import CorruptFileError, UsageError
 from backgpt.generate import Text, pieces
 from backgpt.language import Prompt
-from backgpt.messages import ROLES, Message, Role, cleaned
+from backgpt.messages import Message, Role, cleaned
 from backgpt.order import ModelIds, joined
 from backgpt.rewind import Piece, going_back, spoken
 from backgpt.running import Job
@@ -37,8 +37,6 @@ from backgpt.session_file import (
     read_session,
     write_session,
 )
-
-ROOM_SHARE = 4  # of the context one part in so many is kept free for what is written
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,6 @@ class Session:
         self._is_new = False  # of which nothing was said since `begin`
         self._file: Path | None = None  # of this chat
         self._stopped: tuple[str, Talks, bool, int] | None = None
-        self._told_it_is_long = False  # of the latest conversation
 
     @property
     def mode(self) -> Mode:
@@ -270,21 +267,20 @@ class Session:
             before = before[:-1]
         else:
             talk = Talk(self.mode, self.context, ids, (said,))
-            self._told_it_is_long = False
         self._talks, self._begins, self._stopped = (*before, talk), False, None
         self._is_new = False
 
     def _ask(self, answer: str, talk: Talk | None, seed: int) -> _Writing:
-        """Put the user's answer in front of the conversation and write the question to it."""
+        """Put the user's answer in front of the conversation and write the question to it.
+
+        The answer alone is read: behind their own questions models ask less and less (LOG.md).
+        """
         message = Message("assistant", answer)
         prompt = self._template.before([message], context=self.context)
-        if talk is None:
-            ids = prompt.ids
-        else:
+        ids = prompt.ids
+        if talk is not None:
             turn = self.model.language.order.to_model(self._template.turns([message]))
             ids = ModelIds(joined(talk.ids, turn))
-            read = self._readable(ids, already=len(talk.ids))
-            prompt = replace(prompt, ids=read, n_first=len(read))
         text = yield from self._message(prompt, "user", seed)
         return ModelIds(joined(ids, text.ids, prompt.stops.later)), text.logprob
 
@@ -329,29 +325,6 @@ class Session:
         if text.finish_reason == "length":
             self.notice(CUT_OFF.format("beginning"))
         return text
-
-    def _readable(self, ids: ModelIds, *, already: int) -> ModelIds:
-        """Return what the model reads of a conversation: all of it, if there is room to write.
-
-        Otherwise the messages at the far end, the last in reading order, are left out, and
-        `<|end|>` with them, down to the one just given. `already` ids were there before it.
-        """
-        block_size = self.model.engine.block_size
-        room = block_size // ROOM_SHARE
-        most = block_size + 1 - min(room, self.max_new_tokens or room)
-        if len(ids) <= most:
-            return ids
-        end = self._end_place(ids)
-        tags = [self._template.tag(role) for role in ROLES]
-        shorter = ids
-        for place in np.flatnonzero(np.isin(ids[:already], tags)):
-            shorter = ModelIds(joined(ids[:end], ids[place + 1 :]))
-            if len(shorter) <= most:
-                break
-        if not self._told_it_is_long:
-            self._told_it_is_long = True
-            self.notice("the conversation has grown too long: its end is no longer read")
-        return shorter
 
     def _end_place(self, ids: ModelIds) -> int:
         """Return where the conversation begins in its ids, behind direction and hints."""

@@ -251,7 +251,7 @@ def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
     """Return what a chat is about and its messages. Raises ApiError if they are none.
 
     A system message says what it is about. A client of ordinary chats sends a user's message, what
-    the model said to it, and so on: in the mode `ask` these are answers, and the questions to them.
+    the model said to it, and so on: in the mode `ask` the last one is the answer to ask about.
     """
     messages = [one.message for one in asked.messages]
     context = asked.backgpt.context
@@ -275,19 +275,8 @@ def _conversation(asked: ChatRequest) -> tuple[str, list[Message]]:
             raise ApiError(
                 400,
                 "in the mode ask the first message is an assistant's, the answer to what is asked, "
-                "or the first and the last are a user's, answers in the order they were given in",
+                "or the last one is a user's, the newest answer",
                 param="messages",
             )
-        return context, _as_it_was_asked(messages)
+        return context, [Message("assistant", messages[-1].text)]
     return context, messages
-
-
-def _as_it_was_asked(chat: Sequence[Message]) -> list[Message]:
-    """Return a chat of answers and the questions to them as the conversation it has become.
-
-    Each message was put in front of those before it.
-    """
-    conversation: list[Message] = []
-    for message in chat:
-        conversation.insert(0, Message(other_role(message.role), message.text))
-    return conversation

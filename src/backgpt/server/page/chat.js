@@ -21,7 +21,6 @@ import { Pace } from "./pace.js";
  */
 
 const PIECES_PER_SECOND = 22;
-const TOO_LONG = "context_length_exceeded";
 
 export class Chat {
   constructor() {
@@ -149,10 +148,9 @@ export class Chat {
       ...asked,
       options: Array.from({ length: Number(this.settings.field("n").value) }, () => []),
     };
-    const rest = restOf(exchange, older);
     let body;
     try {
-      body = this.settings.request(exchange, rest);
+      body = this.settings.request(exchange);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       showProblem(error.message);
@@ -165,11 +163,11 @@ export class Chat {
     const { signal } = this.writing;
     let problem = "This page failed on what the server sent: try again.";
     try {
-      problem = await this.ask(body, exchange, signal);
+      problem = await this.follow(body, exchange, signal);
     } finally {
       this.writing = null;
       this.unfinished = null;
-      this.endWriting(exchange, older, body, 1 + rest.length);
+      this.endWriting(exchange, older, body.seed);
       const nothing = "No message came to its beginning: try again, or say something else.";
       showProblem(problem || (exchange.options.length || signal.aborted ? "" : nothing));
     }
@@ -179,10 +177,9 @@ export class Chat {
    * Take over what came.
    * @param {Exchange} exchange
    * @param {Exchange[]} older
-   * @param {{seed: number, messages: Message[]}} asked
-   * @param {number} all how many messages there were to be read
+   * @param {number} seed
    */
-  endWriting(exchange, older, { seed, messages }, all) {
+  endWriting(exchange, older, seed) {
     exchange.options = exchange.options.filter((messages) => messages.length);
     const came = exchange.options.length > 0;
     if (came) {
@@ -192,25 +189,8 @@ export class Chat {
       if (field.value.trim() === exchange.said.content) field.value = "";
     }
     this.render();
-    const read =
-      messages.length < all ? ` · it read the newest ${messages.length} of ${all} messages` : "";
-    this.view.endWriting(came ? `seed ${seed}${read}` : "");
-    announce(came ? `done${read}` : "");
-  }
-
-  /**
-   * Ask for an exchange's options; as long as that is too much for the model, without the oldest
-   * answer and its question. Return what went wrong.
-   * @param {ReturnType<ChatSettings["request"]>} body
-   * @param {Exchange} exchange
-   * @param {AbortSignal} signal
-   */
-  async ask(body, exchange, signal) {
-    for (;;) {
-      const error = await this.follow(body, exchange, signal);
-      if (error?.code !== TOO_LONG || body.messages.length === 1) return error?.message ?? "";
-      body.messages = body.messages.slice(0, -2);
-    }
+    this.view.endWriting(came ? `seed ${seed}` : "");
+    announce(came ? "done" : "");
   }
 
   /**
@@ -254,21 +234,6 @@ export class Chat {
     }
     await Promise.all(paces.map((one) => one.shown()));
     if (!signal.aborted) for (const [index, messages] of finals) options[index] = messages;
-    return problem;
+    return problem?.message ?? "";
   }
-}
-
-/**
- * Return the conversation that follows what an exchange said, in reading order.
- * @param {Exchange} exchange
- * @param {Exchange[]} older newest first
- * @returns {Message[]}
- */
-function restOf({ goesOn }, older) {
-  const rest = [];
-  for (const { said, options, goesOn: further } of goesOn ? older : []) {
-    rest.push(...options[0], said);
-    if (!further) break;
-  }
-  return rest;
 }

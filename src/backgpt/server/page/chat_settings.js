@@ -2,9 +2,6 @@
 
 import { abilities, offerModels } from "./models.js";
 import { decimal, drawSeed, wholeNumber } from "./numbers.js";
-import { roughIds } from "./text.js";
-
-/** @typedef {import("./chat.js").Message} Message */
 
 export class ChatSettings {
   /** @param {HTMLFormElement} form */
@@ -33,20 +30,17 @@ export class ChatSettings {
   }
 
   /**
-   * Return a request; a field that is empty is left to the server. Of a long conversation it has
-   * the newest messages. Raises RangeError for a field that does not hold what it should.
+   * Return a request; a field that is empty is left to the server. Raises RangeError for a field
+   * that does not hold what it should.
    * @param {import("./chat.js").Exchange} exchange
-   * @param {Message[]} rest the conversation that follows what is said
    */
-  request({ mode, said, context, options }, rest) {
+  request({ mode, said, context, options }) {
     const temperature = this.number(decimal, "temperature", "Temperature");
     const rewinds = mode === "rewind";
     const turns = rewinds ? this.number(wholeNumber, "turns", "Messages to write") : undefined;
-    const model = this.field("model").value;
-    const { block_size } = abilities(this.models.find(({ id }) => id === model));
     return {
-      model,
-      messages: newest([said, ...rest], block_size - roughIds(context)),
+      model: this.field("model").value,
+      messages: [said],
       n: options.length,
       ...(temperature !== undefined && { temperature }),
       seed: wholeNumber(this.field("seed"), "Seed", 0) ?? drawSeed(),
@@ -65,21 +59,4 @@ export class ChatSettings {
     const field = this.field(name);
     return read(field, label, Number(field.min), Number(field.max));
   }
-}
-
-/**
- * Return the messages at the front of a conversation, those said last, that fit into a model and
- * leave some room, as `roughIds` counts too many. They end with one of who says the first: no
- * question is left without its answer.
- * @param {Message[]} messages
- * @param {number} room ids
- */
-function newest(messages, room) {
-  let size = 0;
-  let end = 1;
-  messages.forEach(({ role, content }, place) => {
-    size += roughIds(content);
-    if (size <= room && role === messages[0].role) end = place + 1;
-  });
-  return messages.slice(0, end);
 }
