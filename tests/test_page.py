@@ -684,11 +684,7 @@ def test_backchat_asks_what_you_answer_and_goes_on_above(
     assert lines == ["Why?", "So.", "Who are you?", "A fox."]
     body = server.bodies("/v1/chat/completions")[1]
     assert body["backgpt"] == {"mode": "ask"}
-    assert body["messages"] == [
-        {"role": "assistant", "content": "So."},
-        {"role": "user", "content": "Who are you?"},
-        {"role": "assistant", "content": "A fox."},
-    ]
+    assert body["messages"] == [{"role": "assistant", "content": "So."}]
 
 
 def test_a_conversation_is_rewound_turn_by_turn_and_a_reply_stands_below(
