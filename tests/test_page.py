@@ -1772,7 +1772,7 @@ def test_what_is_being_written_survives_a_reload(
         story(" The fox"),
         Answer(events=[*written(" red", "A small", finish="length")[:2], gate]),
     ]
-    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?")[:1], gate])]
+    server.answers["/v1/chat/completions"] = [Answer(events=[*said("Who?")[:2], gate])]
     page = visit(server.address)
     write(page, " ran.")
     page.click("#write")
