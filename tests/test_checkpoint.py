@@ -366,5 +366,13 @@ def test_every_model_folder_says_how_its_ids_run(folder: Path) -> None:
     assert "model order" in read_me
 
 
+def test_the_card_of_a_chat_says_how_to_chat(model: ModelFolder, tmp_path: Path) -> None:
+    for chat in (False, True):
+        save_model(replace(model, chat=chat), tmp_path / "model")
+        read_me = (tmp_path / "model" / "README.md").read_text()
+        assert ("backgpt chat --model PATH" in read_me) == chat
+        assert ("backgpt sample --model PATH" in read_me) != chat
+
+
 def _full(path: Path, data: bytes) -> None:
     raise OSError(28, "No space left on device")

@@ -20,15 +20,18 @@ MODES_IN_WORDS = {
 }
 
 
-def short_card(config: ModelConfig, direction: Directions, unit: Unit, *, n_parameters: int) -> str:
+def short_card(
+    config: ModelConfig, direction: Directions, unit: Unit, *, chat: bool, n_parameters: int
+) -> str:
     """Return the README.md of a model that nobody has described yet: what its files are."""
+    chats = chat and direction != "forward"
     lines = [
         *_head(direction),
         "# A model made with backgpt",
         "",
         *_what_it_is(config, direction, unit, n_parameters),
         "",
-        *_how_to_use("PATH", direction),
+        *(_how_to_chat("PATH") if chats else _how_to_use("PATH", direction)),
         "",
         "Nobody has described this model yet: what it was trained on and how good it is, the",
         "folder of its training run says.",

@@ -123,7 +123,13 @@ def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = Fal
             n_parameters=n_parameters,
         )
     else:
-        own = short_card(model.config, model.direction, model.unit, n_parameters=n_parameters)
+        own = short_card(
+            model.config,
+            model.direction,
+            model.unit,
+            chat=model.chat,
+            n_parameters=n_parameters,
+        )
     head, body = own.split("\n# ", 1)
     _, about = body.split("\n", 1)
     head = head.replace('library_name: "backgpt"', 'library_name: "transformers"')

@@ -143,8 +143,14 @@ def _contents(folder: Path, name: str) -> dict[str, str | bytes]:
         from backgpt.card_text import short_card
 
         n_parameters = count_parameters(model.weights)
-        card = short_card(model.config, model.direction, model.unit, n_parameters=n_parameters)
-    card = card.replace("--model PATH ", f"--model {name} ").replace('"PATH"', f'"{name}"')
+        card = short_card(
+            model.config,
+            model.direction,
+            model.unit,
+            chat=model.chat,
+            n_parameters=n_parameters,
+        )
+    card = card.replace("--model PATH", f"--model {name}").replace('"PATH"', f'"{name}"')
     return {
         **{name: str(file) for name, file in files.items()},
         MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode(),

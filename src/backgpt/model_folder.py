@@ -207,7 +207,11 @@ def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32
     from backgpt.card_text import short_card  # reads and checks more than running needs
 
     card = short_card(
-        model.config, model.direction, model.unit, n_parameters=count_parameters(model.weights)
+        model.config,
+        model.direction,
+        model.unit,
+        chat=model.chat,
+        n_parameters=count_parameters(model.weights),
     )
     write_synced(folder / README, card.encode())
 
