@@ -443,6 +443,21 @@ def test_training_begins_from_given_weights(
     assert says in notes.notices
 
 
+def test_tuning_tells_what_the_model_loses_before_it(
+    finished: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    config = settings(dataset_path, tmp_path / "tuned", init=finished / LATEST, max_steps=1)
+    notes = Notes()
+    train(config, report=notes)
+    [*_, last] = [r["valid_loss"] for r in read_metrics(finished) if "valid_loss" in r]
+    told = f"{config.init} as it is: validation {last:.4f} nats per token"
+    assert told in notes.notices
+    [trained] = [r["valid_loss"] for r in read_metrics(config.out) if "valid_loss" in r]
+    assert trained != last
+    train(config, report=notes)  # it is finished, and begins with nothing
+    assert notes.notices.count(told) == 1
+
+
 @pytest.mark.slow
 def test_a_tuned_run_goes_on_when_what_it_began_from_is_gone(
     finished: Path, dataset_path: Path, tmp_path: Path

@@ -184,6 +184,11 @@ class Run:
             run_folder.rewind(self.config.out, step)
         if step and self.evaluates_at(step) and step not in self._valid_losses():
             self.evaluate(step)  # it was stopped between saving and this
+        if not step and config.init is not None and self.data.valid and self.ranks.first:
+            loss = self._validate(TorchEngine(self.model, device=self.device))["valid_loss"]
+            self._notice(f"{config.init} as it is: validation {loss:.4f} nats per token")
+            self.model.train()
+            self.clock = (time.perf_counter(), self.tokens)
         return step
 
     def close(self) -> None:
