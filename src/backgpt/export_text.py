@@ -7,8 +7,8 @@ and a test runs it. Its JavaScript is for transformers.js.
 from collections.abc import Iterator
 
 from backgpt.card import Card
-from backgpt.card_text import full_card, short_card
-from backgpt.model_folder import ModelFolder
+from backgpt.card_text import full_card
+from backgpt.model_folder import ModelFolder, card_of
 from backgpt.order import Directions, Unit
 from backgpt.quantize import count_parameters
 from backgpt.sampling import Sampling
@@ -111,7 +111,6 @@ def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = Fal
 
     `onnx` says that there is an ONNX graph in it.
     """
-    n_parameters = count_parameters(model.weights)
     if card:
         own = full_card(
             name,
@@ -120,16 +119,10 @@ def readme(name: str, model: ModelFolder, card: Card | None, *, onnx: bool = Fal
             direction=model.direction,
             unit=model.unit,
             hints=model.hints,
-            n_parameters=n_parameters,
+            n_parameters=count_parameters(model.weights),
         )
     else:
-        own = short_card(
-            model.config,
-            model.direction,
-            model.unit,
-            chat=model.chat,
-            n_parameters=n_parameters,
-        )
+        own = card_of(model)
     head, body = own.split("\n# ", 1)
     _, about = body.split("\n", 1)
     head = head.replace('library_name: "backgpt"', 'library_name: "transformers"')

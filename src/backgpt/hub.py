@@ -17,8 +17,7 @@ from pathlib import Path
 from backgpt import __version__
 from backgpt.errors import BackgptError, DataError, UsageError, needs_extra
 from backgpt.manifest import MANIFEST, files_in, fingerprint
-from backgpt.model_folder import CONFIG, README, folder_of, read_model
-from backgpt.quantize import count_parameters
+from backgpt.model_folder import CONFIG, README, card_of, folder_of, read_model
 
 FILES = (
     *(CONFIG, "generation_config.json", "model*.safetensors*", "tokenizer*.json"),
@@ -140,16 +139,7 @@ def _contents(folder: Path, name: str) -> dict[str, str | bytes]:
     if (folder / README).is_file():
         card = (folder / README).read_text(encoding="utf-8")
     else:
-        from backgpt.card_text import short_card
-
-        n_parameters = count_parameters(model.weights)
-        card = short_card(
-            model.config,
-            model.direction,
-            model.unit,
-            chat=model.chat,
-            n_parameters=n_parameters,
-        )
+        card = card_of(model)
     card = card.replace("--model PATH", f"--model {name}").replace('"PATH"', f'"{name}"')
     return {
         **{name: str(file) for name, file in files.items()},

@@ -204,16 +204,20 @@ def write_model(model: ModelFolder, folder: Path, *, storage: Storage = "float32
     model.tokenizer.save(folder / TOKENIZER)
     for name, values in _json_files(model, storage).items():
         write_json(folder / name, values)
+    write_synced(folder / README, card_of(model).encode())
+
+
+def card_of(model: ModelFolder) -> str:
+    """Return the README.md of a model that nobody has described yet."""
     from backgpt.card_text import short_card  # reads and checks more than running needs
 
-    card = short_card(
+    return short_card(
         model.config,
         model.direction,
         model.unit,
         chat=model.chat,
         n_parameters=count_parameters(model.weights),
     )
-    write_synced(folder / README, card.encode())
 
 
 def save_model(
