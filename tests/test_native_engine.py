@@ -509,7 +509,7 @@ def test_memory_of_the_cache_is_given_back_when_many_texts_end() -> None:
     engine.release(again)
 
 
-@pytest.mark.parametrize("place", range(1, 9))
+@pytest.mark.parametrize("place", range(1, 10))
 def test_a_release_that_is_interrupted_leaves_no_row_to_two_texts(place: int) -> None:
     config = changed(SMALL, block_size=64)
     engine = NativeEngine(config, random_weights(config))
@@ -519,7 +519,7 @@ def test_a_release_that_is_interrupted_leaves_no_row_to_two_texts(place: int) ->
 
     def interrupt(frame: FrameType, event: str, _: object) -> Any:
         nonlocal n_lines
-        if frame.f_code.co_name == "release":
+        if frame.f_code.co_name in ("release", "_give_back"):
             n_lines += event == "line"
             if n_lines == place:
                 raise KeyboardInterrupt
@@ -578,6 +578,22 @@ time.sleep(0.5)
     command = [*PYTHON, "-c", program + then]
     done = subprocess.run(command, timeout=60, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_at_the_end_who_wants_in_waits_where_nobody_waits_for_him(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = NativeEngine(SMALL, random_weights(SMALL))
+    before = engine.lock
+    monkeypatch.setattr(native_engine, "_ENGINES", [engine])
+    native_engine._let_none_run()
+    before.release()  # as if the one inside had not come out yet
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(engine.prefill, [1, 2])
+        with pytest.raises(TimeoutError):
+            reading.result(timeout=0.2)
+        engine.lock.release()
+        assert reading.result()[0] == [0]
 
 
 def test_an_interrupted_prefill_frees_its_rows() -> None:

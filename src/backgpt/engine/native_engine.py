@@ -49,9 +49,16 @@ _ENGINES: "weakref.WeakSet[NativeEngine]" = weakref.WeakSet()
 
 @atexit.register
 def _let_none_run() -> None:
-    """Keep threads out of engines: one that comes back from there while Python ends would abort."""
+    """Keep threads out of engines: one that comes back from there while Python ends would abort.
+
+    Who wants in from now on waits at another lock: a thread that is hardly ever out of the first
+    one would leave it to nobody else for a long time.
+    """
     for engine in _ENGINES:
-        engine.lock.acquire()
+        closed = threading.RLock()
+        closed.acquire()
+        before, engine.lock = engine.lock, closed
+        before.acquire()
 
 
 if hasattr(os, "register_at_fork"):  # a forked process has no other threads, but locks they held
@@ -132,7 +139,7 @@ class NativeEngine:
             for row in rows[1:]:
                 self._model.copy(rows[0], row, len(array))
         except BaseException:
-            self.release(rows)
+            self._give_back(rows)
             raise
         return rows, logits[0]
 
@@ -153,11 +160,7 @@ class NativeEngine:
     @one_at_a_time
     def release(self, rows: Sequence[int]) -> None:
         """Free `rows`; releasing a row that is not in use does nothing."""
-        for row in rows:
-            if row in self._used:  # interrupted here, it is still in use, or lost, not used twice
-                self._model.release(row)
-                self._used.discard(row)
-                heapq.heappush(self._free, row)
+        self._give_back(rows)
 
     @one_at_a_time
     def score(self, sequences: Sequence[IdArray]) -> list[FloatArray]:
@@ -177,7 +180,7 @@ class NativeEngine:
                     [found[one.index][one.known :] for one in together],
                 )
         finally:
-            self.release(rows)
+            self._give_back(rows)
         return found
 
     def _score_on(
@@ -202,6 +205,13 @@ class NativeEngine:
         """Return `ids` as (T,) int32, refusing what the model cannot read."""
         array = checked_ids(ids, vocab_size=self.vocab_size, longest=longest)
         return array.astype(np.int32)
+
+    def _give_back(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            if row in self._used:  # interrupted here, it is still in use, or lost, not used twice
+                self._model.release(row)
+                self._used.discard(row)
+                heapq.heappush(self._free, row)
 
     def _take(self) -> int:
         """Take the lowest free row."""
