@@ -174,6 +174,8 @@ def test_a_fresh_machine_goes_on_from_the_weights_that_came_home(
 def test_weights_of_a_stage_that_the_plan_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no stage 'bass'"):
         pack_script.weights_of(read_plan(TOY), f"bass={tmp_path}")
+    with pytest.raises(SystemExit, match=f"give STAGE={tmp_path} for one that is done"):
+        pack_script.weights_of(read_plan(TOY), str(tmp_path))
 
 
 def test_beside_the_checkout_the_code_is_taken_from_there(

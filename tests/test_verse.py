@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,10 +105,16 @@ class Fond(Watched):
         return found
 
 
-def verse_of(model: Model, end_words: Sequence[str], **options: object) -> Verse:
+def verse_of(
+    model: Model,
+    end_words: Sequence[str],
+    *,
+    candidates: int = 3,
+    sampling: Sampling = FREE,
+    seed: int = 1,
+) -> Verse:
     """Write a verse with few candidates."""
-    settled = {"candidates": 3, "sampling": FREE, "seed": 1, **options}
-    return write_verse(model, end_words, **settled)  # type: ignore[arg-type]
+    return write_verse(model, end_words, candidates=candidates, sampling=sampling, seed=seed)
 
 
 def sung(tokenizer: Tokenizer, texts: Sequence[str], *, doubtful: int = 0) -> str:
@@ -324,7 +331,7 @@ def test_the_log_probability_is_that_of_what_was_drawn(tokenizer: Tokenizer) -> 
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
-    tokenizer: Tokenizer, end_words: list[str], options: dict[str, object], reason: str
+    tokenizer: Tokenizer, end_words: list[str], options: dict[str, Any], reason: str
 ) -> None:
     model = tiny_model(tokenizer)
     with pytest.raises(UsageError, match=reason) as caught:

@@ -50,7 +50,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         always = Path(temporary)
         _pack_always(always, plan, given)
-        first = dict(part for model in given.weights for part in weights_of(plan, model).items())
+        first = {
+            name: content
+            for model in given.weights
+            for name, content in weights_of(plan, model).items()
+        }
         shares = shared_out(plan, given.data, _archives(plan, given), given.calls, first)
         if given.call is None:
             shutil.rmtree(given.out, ignore_errors=True)
@@ -164,11 +168,12 @@ def weights_of(plan: Plan, given: str) -> dict[str, bytes]:
     from backgpt.model_folder import read_model, write_model
 
     stage, is_done, path = given.rpartition("=")
-    progress = (
-        {"stage": stage, "step": 0, "share": 1.0}
-        if is_done
-        else json.loads((Path(path) / PROGRESS).read_text())
-    )
+    if is_done:
+        progress = {"stage": stage, "step": 0, "share": 1.0}
+    elif (Path(path) / PROGRESS).is_file():
+        progress = json.loads((Path(path) / PROGRESS).read_text())
+    else:
+        sys.exit(f"{path} did not come home from a stage: give STAGE={path} for one that is done")
     if progress["stage"] not in {stage.name for stage in plan.stages}:
         sys.exit(f"{given}: the plan has no stage {progress['stage']!r}")
     with tempfile.TemporaryDirectory() as folder:

@@ -84,9 +84,9 @@ class WantedWords(Wanted):
 
     def __init__(self, language: Language, prompt: Prompt) -> None:
         self._missing = {word: _spellings(language, word) for word in prompt.words}
-        growing = 0 if language.direction == "backward" else -1
-        self._edges = {word.split()[growing] for word in prompt.words}
-        self._last = ""  # word that is whole
+        nearest = 0 if language.direction == "backward" else -1
+        self._neighbors = {word.split()[nearest] for word in prompt.words}
+        self._last = ""  # the last word that is whole
         self._n_before = max(len(word.split()) for word in prompt.words) - 1
         self._before: tuple[str, ...] = ()  # words that several which follow each other may end in
         self._begun: list[tuple[_Spelling, int]] = []  # with how many of its ids are drawn
@@ -121,7 +121,7 @@ class WantedWords(Wanted):
         if self._ids_leftward and joins_left(group):
             return []
         whole = self._last if self._ids_leftward and not group.strip() else group
-        if self._is_wanted_edge(whole.strip()):
+        if self._is_beside_wanted(whole.strip()):
             return []
         written = "".join(self._with_last(group))
         return [
@@ -131,10 +131,10 @@ class WantedWords(Wanted):
             for one in spellings
         ]
 
-    def _is_wanted_edge(self, group: str) -> bool:
-        """Return whether a wanted word is what the next one would stand directly beside."""
+    def _is_beside_wanted(self, group: str) -> bool:
+        """Return whether what stands beside the next word is a wanted one, with no mark between."""
         edge = group[:1] if self._backward else group[-1:]
-        return edge.isalnum() and any(occurs(word, group) for word in self._edges)
+        return edge.isalnum() and any(occurs(word, group) for word in self._neighbors)
 
     def _end_group(self, group: str) -> None:
         self._last = group.lower() if group.strip() else self._last
